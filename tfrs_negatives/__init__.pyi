@@ -1,0 +1,34 @@
+from . import datasets as datasets
+from . import recipes as recipes
+from .config import RunConfig as RunConfig
+from .config import load_config as load_config
+from .datasets import Interactions as Interactions
+from .datasets import RetrievalData as RetrievalData
+from .encode.catalogue import ItemCatalogue as ItemCatalogue
+from .encode.features import FeatureSpec as FeatureSpec
+from .encode.features import infer_features as infer_features
+from .encode.towers import build_tower as build_tower
+from .evaluation import Evaluation as Evaluation
+from .evaluation import MostPopular as MostPopular
+from .evaluation import RandomRanking as RandomRanking
+from .evaluation import TopKEvaluation as TopKEvaluation
+from .evaluation import evaluate as evaluate
+from .index import build_index as build_index
+from .index import export_index as export_index
+from .index import load_index as load_index
+from .optimizers import SparseAdam as SparseAdam
+from .propose.frequency import ExactFrequency as ExactFrequency
+from .propose.frequency import StreamingFrequency as StreamingFrequency
+from .propose.negatives import InBatch as InBatch
+from .propose.negatives import IndexStream as IndexStream
+from .propose.negatives import Uniform as Uniform
+from .score.affinity import ItemBias as ItemBias
+from .score.keep_masks import AccidentalHits as AccidentalHits
+from .train import losses as losses
+from .train.hard_negatives import Hardest as Hardest
+from .train.task import Retrieval as Retrieval
+from .train.two_tower import FirstStepReport as FirstStepReport
+from .train.two_tower import TwoTower as TwoTower
+from .types import InputError as InputError
+
+__version__: str

@@ -1,0 +1,5 @@
+"""`python -m tfrs_negatives` is the command line."""
+
+from tfrs_negatives.cli import main
+
+main()

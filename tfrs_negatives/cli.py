@@ -1,0 +1,167 @@
+"""The command line: every command is a thin call into the package.
+
+TensorFlow is imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tfrs_negatives import __version__
+from tfrs_negatives.types import InputError
+
+app = typer.Typer(
+    help="Negative sampling for two-tower retrieval: train, evaluate, index, recommend.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunFolder = Annotated[Path, typer.Argument(help="A run folder, as `train` writes it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
+
+
+def main() -> None:
+    """Runs the command line: 0 is success, 2 bad input in one sentence, 1 any other failure."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("tfrs_negatives").setLevel(logging.INFO)
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Options before any command."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/demo"),
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare samplers on the built-in log, then index the best and ask it for three users.
+
+    Trains in-batch without correction, in-batch with logQ, and mixed negatives; prints a table beside
+    the most popular items; builds, exports, reloads and queries the ScaNN index. About four minutes.
+    """
+    from tfrs_negatives.demo import run_demo
+
+    report = run_demo(out, overwrite=overwrite, quiet=as_json)
+    if as_json:
+        _print_json(report)
+
+
+@app.command()
+def train(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value, over the configuration.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file; the defaults without.")] = None,
+    out: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("runs/train"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the configuration.")] = False,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train a model and write its run folder.
+
+    Example: tfrs-negatives train --out runs/ml100k data.source=ml-100k:ml-100k data.min_rating=3
+    """
+    from tfrs_negatives.config import load_config
+
+    resolved = load_config(config, overrides or [])
+    if dry_run:
+        typer.echo(resolved.to_yaml(), nl=False)
+        return
+    from tfrs_negatives.experiments import train_run
+    from tfrs_negatives.progress import EpochProgress
+
+    metrics = train_run(
+        resolved, out, overwrite=overwrite, callbacks=[EpochProgress(resolved.train.epochs)]
+    )
+    _report(metrics, as_json, wrote=out)
+
+
+@app.command()
+def evaluate(run: RunFolder, as_json: AsJson = False) -> None:
+    """Evaluate the model of a run on the test part of its log, over the full corpus."""
+    from tfrs_negatives.experiments import evaluate_run
+
+    result = evaluate_run(run, progress=not as_json)
+    _report({"test": result.metrics}, as_json, wrote=run / "metrics.json")
+
+
+@app.command()
+def index(run: RunFolder, as_json: AsJson = False, overwrite: Overwrite = False) -> None:
+    """Build the retrieval index of a run, check it in another process, and export it."""
+    from tfrs_negatives.experiments import index_run
+
+    manifest = index_run(run, overwrite=overwrite)
+    names = ("kind", "num_items", "similarity", "ks", "recall")
+    shown = manifest if as_json else {name: manifest[name] for name in names if name in manifest}
+    _report(shown, as_json, wrote=run / "index")
+
+
+@app.command()
+def recommend(
+    run: RunFolder,
+    query: Annotated[str, typer.Argument(help="Id of a query of the training log, a user.")],
+    k: Annotated[int, typer.Option("--k", "-k", help="How many items.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the index of a run what it recommends."""
+    from tfrs_negatives.experiments import recommend as ask
+
+    records = ask(run, query, k=k)
+    if as_json:
+        _print_json(records)
+        return
+    from tfrs_negatives.progress import print_records
+
+    print_records(records, title=f"for {query}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check the installation: versions, legacy Keras, the ScaNN ops. Exit code 1 where one fails."""
+    from tfrs_negatives.doctor import diagnose
+
+    checks = diagnose()
+    if as_json:
+        _print_json(checks)
+    else:
+        for check in checks:
+            typer.echo(f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']}: {check['found']}")
+    if not all(check["ok"] for check in checks):
+        raise typer.Exit(1)
+
+
+def _report(record: dict[str, Any], as_json: bool, *, wrote: Path) -> None:
+    if as_json:
+        _print_json({**record, "wrote": str(wrote)})
+        return
+    from tfrs_negatives.progress import print_tree
+
+    print_tree(record)
+    typer.echo(f"wrote {wrote}")
+
+
+def _print_json(record: Any) -> None:
+    typer.echo(json.dumps(record, indent=2))

@@ -1,0 +1,186 @@
+"""One typed record per run: read from YAML, changed by `key=value`, written beside the results."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tfrs_negatives.types import bad_input
+
+Kind = Literal["categorical", "numeric", "multi_hot", "list"]
+FeatureKinds = dict[str, Kind | None]
+
+
+class Section(BaseModel):
+    """A part of the configuration; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class DataConfig(Section):
+    """Which log, and how it is cut."""
+
+    source: str = Field("synthetic", description="synthetic, movielens/100k, ml-100k:PATH, ...")
+    split: Literal["as_given", "random", "by_user", "leave_last_out", "by_time"] | None = Field(
+        None, description="null: as the source gives it, else random"
+    )
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    min_rating: float | None = Field(None, description="events below are dropped")
+    data_dir: str | None = Field(None, description="where tensorflow-datasets keeps its data")
+    query_columns: list[str] = Field([], description="parquet and csv: columns of the query")
+    item_column: str | None = Field(None, description="parquet and csv: column of the item id")
+    query_key: str | None = Field(None, description="parquet and csv: column that names the query")
+    timestamp_column: str | None = None
+    weight_column: str | None = None
+    rating_column: str | None = None
+    items: str | None = Field(None, description="parquet or csv file of the catalogue")
+
+
+class ModelConfig(Section):
+    """The two towers and the score."""
+
+    embedding_dim: int = Field(32, ge=1)
+    hidden: list[int] = [512]
+    output_dim: int | None = Field(128, ge=1, description="null: the last hidden layer is the output")
+    query_features: FeatureKinds = Field({}, description="name: kind, where the guess is wrong")
+    item_features: FeatureKinds = {}
+    similarity: Literal["dot", "cosine"] = "cosine"
+    temperature: float = Field(0.1, gt=0)
+    learn_temperature: bool = False
+    item_bias: bool = False
+
+
+class NegativesConfig(Section):
+    """Which negatives, and their correction."""
+
+    recipe: Literal["in_batch", "mixed_negative_sampling"] = "mixed_negative_sampling"
+    num_uniform: int = Field(2048, ge=1, description="columns drawn from the catalogue")
+    correct: Literal["both", "negatives"] | None = "both"
+    strength: float = Field(1.0, ge=0, le=1)
+    frequency: Literal["decayed_count", "interval", "exact"] = "decayed_count"
+
+
+class TrainConfig(Section):
+    """How long and how fast."""
+
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(2048, ge=1)
+    optimizer: Literal["adagrad", "sparse_adam"] = "adagrad"
+    learning_rate: float = Field(0.05, gt=0)
+    seed: int = Field(0, ge=0)
+
+
+class EvaluationConfig(Section):
+    """What is measured on the test part."""
+
+    ks: list[int] = Field([10, 100], min_length=1)
+    exclude_seen: bool = Field(True, description="leave training items out of a query's ranking")
+    every_epochs: int | None = Field(None, ge=1, description="null: only after the last epoch")
+
+
+class IndexConfig(Section):
+    """The retrieval index."""
+
+    kind: Literal["auto", "exact", "scann"] = "auto"
+    target_recall: float = Field(0.95, gt=0, le=1)
+    ks: list[int] = Field([10, 100], min_length=1)
+
+
+class RunConfig(Section):
+    """Everything that decides a run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    negatives: NegativesConfig = NegativesConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    index: IndexConfig = IndexConfig()
+
+    def to_yaml(self) -> str:
+        """Returns the resolved configuration, every key with its value."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a configuration.
+
+    Args:
+        path: a YAML file; None starts from the defaults.
+        overrides: `section.key=value`, the value in YAML.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        InputError: if the file cannot be read, a key is unknown (the nearest name is suggested) or a
+            value is out of its range.
+
+    Example:
+        >>> load_config(overrides=["train.epochs=3", "model.hidden=[64, 32]"]).model.hidden
+        [64, 32]
+        >>> load_config(overrides=["train.epoch=3"])
+        Traceback (most recent call last):
+        ...
+        tfrs_negatives.types.InputError: `train.epoch`: expected a known key, perhaps `train.epochs`.
+        Received: 3
+    """
+    tree = {} if path is None else _read(Path(path))
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise bad_input("config", "a YAML file", f"{path}, which is no file")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise bad_input("config", "valid YAML", f"{path}: {reason}") from None
+    if not isinstance(tree, dict | None):
+        raise bad_input("config", "a mapping of sections", f"{path} with a {type(tree).__name__}")
+    return tree or {}
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise bad_input("override", "section.key=value", repr(override))
+    *sections, name = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise bad_input("override", f"a section at {section!r}", repr(override))
+    try:
+        tree[name] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise bad_input("override", "a value in YAML", repr(override)) from None
+
+
+def _explain(error: ValidationError) -> Exception:
+    """Turns the first finding of pydantic into one sentence."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        return bad_input(".".join(path), _nearest(path), first["input"])
+    message = first["msg"].removeprefix("Input should be ")
+    return bad_input(".".join(path), message, repr(first["input"]))
+
+
+def _nearest(path: list[str]) -> str:
+    model: Any = RunConfig
+    for part in path[:-1]:
+        model = model.model_fields[part].annotation
+    names = difflib.get_close_matches(path[-1], model.model_fields, n=1, cutoff=0.5)
+    if names:
+        return f"a known key, perhaps `{'.'.join([*path[:-1], names[0]])}`"
+    return f"one of {sorted(model.model_fields)}"

@@ -1,0 +1,154 @@
+"""A log of interactions in memory: one row per event, columns as numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.types import bad_input
+
+if TYPE_CHECKING:
+    from tfrs_negatives.datasets.synthetic import SyntheticTruth
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """E events: who (query features), what (item id), and where known when and how much.
+
+    Attributes:
+        query_features: name -> [E, ...].
+        item_ids: [E] integers or strings.
+        query_key: the query feature that says which events belong to one query (a user id); None
+            where every event is a query of its own.
+        timestamps: [E] int64 seconds, or None.
+        weights: [E] float32, the example weights, or None.
+
+    Raises:
+        InputError: if a column has another length, a float feature holds NaN or infinity, a weight is
+            negative, or `query_key` is no feature.
+
+    Example:
+        >>> log = Interactions({"user_id": np.array([1, 1, 2])}, np.array([7, 8, 7]), query_key="user_id")
+        >>> len(log), len(log.queries()[0]["user_id"])
+        (3, 2)
+    """
+
+    query_features: Mapping[str, np.ndarray]
+    item_ids: np.ndarray
+    query_key: str | None = None
+    timestamps: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        columns = {**self.query_features, "timestamps": self.timestamps, "weights": self.weights}
+        for name, column in columns.items():
+            if column is not None:
+                _check_column(name, column, len(self.item_ids))
+        if self.item_ids.dtype.kind not in "iuU":
+            raise bad_input("item_ids", "integers or strings", f"dtype {self.item_ids.dtype}")
+        if self.weights is not None and len(self.weights) and self.weights.min() < 0:
+            raise bad_input("weights", "no negative weight", self.weights.min())
+        if self.query_key is not None and self.query_key not in self.query_features:
+            raise bad_input("query_key", f"one of {sorted(self.query_features)}", self.query_key)
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def take(self, rows: np.ndarray) -> Interactions:
+        """Returns the events at `rows` (a boolean mask or row numbers), in that order."""
+        return replace(
+            self,
+            query_features={name: column[rows] for name, column in self.query_features.items()},
+            item_ids=self.item_ids[rows],
+            timestamps=None if self.timestamps is None else self.timestamps[rows],
+            weights=None if self.weights is None else self.weights[rows],
+        )
+
+    def queries(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Groups the events by query.
+
+        Returns:
+            The features of each distinct query as its first event has them, [Q, ...] each, and the
+            number of the query that each event belongs to, [E] int64.
+        """
+        if self.query_key is None:
+            return dict(self.query_features), np.arange(len(self))
+        _, first, query_of_event = np.unique(
+            self.query_features[self.query_key], return_index=True, return_inverse=True
+        )
+        return {n: column[first] for n, column in self.query_features.items()}, query_of_event
+
+    def item_rows(self, items: ItemCatalogue) -> np.ndarray:
+        """Returns [E] int64: the catalogue row of each event's item.
+
+        Raises:
+            InputError: if an item of the log is not in the catalogue.
+        """
+        rows: np.ndarray = items.rows(self.item_ids).numpy()
+        unknown = np.flatnonzero(rows < 0)
+        if len(unknown):
+            raise bad_input(
+                "item_ids",
+                "only items of the catalogue",
+                f"{len(unknown)} events with other items, the first is {self.item_ids[unknown[0]]!r}",
+            )
+        return rows
+
+    def item_counts(self, items: ItemCatalogue) -> np.ndarray:
+        """Returns [N] int64: how many events each item of the catalogue has."""
+        return np.bincount(self.item_rows(items), minlength=len(items))
+
+    def dataset(
+        self, batch_size: int, *, item_key: str, shuffle: bool = True, seed: int = 0
+    ) -> tf.data.Dataset:
+        """Returns batches for `model.fit`: the query features, the item ids under `item_key`, and
+        `sample_weight` where the log has weights. The last batch may be shorter; a shuffled data set
+        has another order in every epoch, the same for the same seed.
+        """
+        columns = {**self.query_features, item_key: self.item_ids}
+        if self.weights is not None:
+            columns["sample_weight"] = self.weights
+        tensors = {name: tf.constant(column) for name, column in columns.items()}
+        order = tf.data.Dataset.range(len(self))
+        if shuffle:
+            order = order.shuffle(len(self), seed=seed, reshuffle_each_iteration=True)
+        # Shuffling row numbers and gathering a batch at once is far cheaper than shuffling rows.
+        batches = order.batch(batch_size).map(
+            lambda rows: {name: tf.gather(column, rows) for name, column in tensors.items()},
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        return batches.prefetch(tf.data.AUTOTUNE)
+
+
+@dataclass(frozen=True)
+class RetrievalData:
+    """A log cut into training and test, with its catalogue.
+
+    Attributes:
+        train: what may be learned from. Vocabularies, counts and histories come from here only.
+        test: what is predicted.
+        items: the corpus, items without any event included.
+        name: what the data is called in tables.
+        truth: what the synthetic generator knows; None for real data.
+    """
+
+    train: Interactions
+    test: Interactions
+    items: ItemCatalogue
+    name: str
+    truth: SyntheticTruth | None = None
+
+
+def _check_column(name: str, column: Any, num_events: int) -> None:
+    if len(column) != num_events:
+        raise bad_input(name, f"{num_events} rows, one per event", f"{len(column)} rows")
+    if column.dtype.kind == "f" and not np.isfinite(column).all():
+        first = int(np.argwhere(~np.isfinite(column))[0][0])
+        raise bad_input(name, "finite numbers", f"{column[first]} in row {first}")
+    if column.dtype.kind not in "biufU":
+        raise bad_input(name, "numbers or strings", f"dtype {column.dtype}")

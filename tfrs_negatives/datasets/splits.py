@@ -1,0 +1,170 @@
+"""Ways to cut a log into training and test. Each keeps the order of the log on both sides.
+
+`SPLITS` is the registry: the names that a configuration may use for what is cut here. A source that comes
+with its own split also answers to `AS_GIVEN`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+
+from tfrs_negatives.datasets.interactions import Interactions
+from tfrs_negatives.types import bad_input
+
+Parts: TypeAlias = tuple[Interactions, Interactions]
+
+AS_GIVEN = "as_given"
+
+
+def random(log: Interactions, *, test_fraction: float = 0.2, seed: int = 0) -> Parts:
+    """Puts a random share of the events into test.
+
+    Args:
+        log: E events.
+        test_fraction: share of the events, between 0 and 1.
+        seed: of the draw.
+
+    Returns:
+        Training and test.
+
+    Raises:
+        InputError: if the share is not between 0 and 1, or a side is left empty.
+
+    Example:
+        >>> log = Interactions({"user_id": np.arange(10)}, np.arange(10))
+        >>> train, test = random(log, test_fraction=0.3)
+        >>> len(train), len(test)
+        (7, 3)
+    """
+    return _cut(log, _draw(len(log), test_fraction, seed))
+
+
+def by_user(log: Interactions, *, test_fraction: float = 0.2, seed: int = 0) -> Parts:
+    """Puts all events of a random share of the queries into test: their users are new to the model.
+
+    Args:
+        log: E events; an event is a query of its own where the log has no `query_key`.
+        test_fraction: share of the queries, between 0 and 1.
+        seed: of the draw.
+
+    Returns:
+        Training and test.
+
+    Raises:
+        InputError: if the share is not between 0 and 1, or a side is left empty.
+
+    Example:
+        >>> log = Interactions({"user_id": np.array([1, 1, 2, 2])}, np.arange(4), query_key="user_id")
+        >>> train, test = by_user(log, test_fraction=0.5)
+        >>> len(set(train.query_features["user_id"]) & set(test.query_features["user_id"]))
+        0
+    """
+    queries, query_of_event = log.queries()
+    num_queries = len(next(iter(queries.values()), query_of_event))
+    return _cut(log, _draw(num_queries, test_fraction, seed)[query_of_event])
+
+
+def leave_last_out(log: Interactions) -> Parts:
+    """Puts the last event of each query into test; a query with a single event stays in training.
+
+    Args:
+        log: E events with timestamps and a `query_key`; of events at one time the later row is last.
+
+    Returns:
+        Training and test.
+
+    Raises:
+        InputError: if the log has no timestamps or no `query_key`, or no query has two events.
+
+    Example:
+        >>> log = Interactions(
+        ...     {"user_id": np.array([1, 1, 2])}, np.array([7, 8, 9]), "user_id", np.array([5, 4, 3])
+        ... )
+        >>> train, test = leave_last_out(log)
+        >>> train.item_ids.tolist(), test.item_ids.tolist()
+        ([8, 9], [7])
+    """
+    times = _timestamps(log, "leave_last_out")
+    if log.query_key is None:
+        raise bad_input("split", "a log with a query key for leave_last_out", "a log without one")
+    _, query_of_event = log.queries()
+    order = np.lexsort((np.arange(len(log)), times, query_of_event))
+    query_in_order = query_of_event[order]
+    is_last = np.append(query_in_order[1:] != query_in_order[:-1], True)
+    is_first = np.append(True, query_in_order[1:] != query_in_order[:-1])
+    is_test = np.zeros(len(log), bool)
+    is_test[order] = is_last & ~is_first
+    return _cut(log, is_test)
+
+
+def by_time(log: Interactions, *, test_fraction: float = 0.2) -> Parts:
+    """Puts the latest events into test. Events at one time stay together, on the side of test.
+
+    Args:
+        log: E events with timestamps.
+        test_fraction: share of the events, between 0 and 1; ties at the cut can only raise it.
+
+    Returns:
+        Training and test: every training event is earlier than every test event.
+
+    Raises:
+        InputError: if the log has no timestamps, the share is not between 0 and 1, or a side is left
+            empty.
+
+    Example:
+        >>> log = Interactions({"u": np.arange(4)}, np.arange(4), timestamps=np.array([9, 2, 7, 1]))
+        >>> by_time(log, test_fraction=0.25)[1].item_ids.tolist()
+        [0]
+    """
+    times = _timestamps(log, "by_time")
+    num_test = _num_test(len(log), test_fraction)
+    cut = np.sort(times)[len(log) - num_test]
+    return _cut(log, times >= cut)
+
+
+SPLITS: dict[str, Callable[[Interactions, float, int], Parts]] = {
+    "random": lambda log, test_fraction, seed: random(log, test_fraction=test_fraction, seed=seed),
+    "by_user": lambda log, test_fraction, seed: by_user(
+        log, test_fraction=test_fraction, seed=seed
+    ),
+    "leave_last_out": lambda log, test_fraction, seed: leave_last_out(log),
+    "by_time": lambda log, test_fraction, seed: by_time(log, test_fraction=test_fraction),
+}
+
+
+def check_fraction(name: str, fraction: float) -> None:
+    """Raises `InputError` unless 0 < fraction < 1."""
+    if not 0 < fraction < 1:
+        raise bad_input(name, "a number between 0 and 1, both excluded", fraction)
+
+
+def _num_test(total: int, test_fraction: float) -> int:
+    check_fraction("test_fraction", test_fraction)
+    num_test = round(test_fraction * total)
+    if not 0 < num_test < total:
+        expected = "a share that leaves something on both sides"
+        raise bad_input("test_fraction", expected, f"{test_fraction} of {total}")
+    return num_test
+
+
+def _draw(total: int, test_fraction: float, seed: int) -> np.ndarray:
+    num_test = _num_test(total, test_fraction)
+    chosen = np.zeros(total, bool)
+    chosen[np.random.Generator(np.random.PCG64(seed)).permutation(total)[:num_test]] = True
+    return chosen
+
+
+def _cut(log: Interactions, is_test: np.ndarray) -> Parts:
+    if is_test.all() or not is_test.any():
+        side = "training" if is_test.any() else "test"
+        raise bad_input("split", "events on both sides", f"an empty {side} side")
+    return log.take(~is_test), log.take(is_test)
+
+
+def _timestamps(log: Interactions, split: str) -> np.ndarray:
+    if log.timestamps is None:
+        raise bad_input("split", f"a log with timestamps for {split}", "a log without timestamps")
+    return log.timestamps

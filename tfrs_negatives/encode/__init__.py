@@ -1,0 +1,1 @@
+"""Raw columns to vectors: the catalogue, the features and the towers."""

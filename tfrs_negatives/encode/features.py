@@ -1,0 +1,163 @@
+"""Raw columns to tensors: what kind of feature each column is, and how it becomes a vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import tensorflow as tf
+
+from tfrs_negatives.types import Columns, bad_input
+
+Kind = Literal["categorical", "numeric", "multi_hot", "list"]
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One column and how to read it.
+
+    Attributes:
+        name: name of the column.
+        kind: "categorical" (one string or integer), "numeric" (one or W floats), "multi_hot" (W
+            numbers, 0 or 1) or "list" (L strings or integers, padded with "" or -1).
+        dtype: "string", "int64" or "float32".
+        width: W or L; None for a column of one value per row.
+        vocabulary: the known values of a categorical or list column, sorted.
+        mean: [W] of a numeric column, to be subtracted.
+        variance: [W] of a numeric column.
+    """
+
+    name: str
+    kind: Kind
+    dtype: str
+    width: int | None = None
+    vocabulary: tuple[Any, ...] = ()
+    mean: tuple[float, ...] = ()
+    variance: tuple[float, ...] = ()
+
+
+def infer_features(
+    columns: Columns, overrides: Mapping[str, Kind | None] | None = None
+) -> list[FeatureSpec]:
+    """Decides for each column what it is, and learns its vocabulary or its scale.
+
+    One string or integer per row is categorical, one float numeric. A row of numbers that are all 0
+    or 1 is multi-hot, another row of floats numeric, another row of strings or integers a list.
+    Pass the columns of the training part only: what is absent here is out of vocabulary later.
+
+    Args:
+        columns: name -> [E] or [E, W].
+        overrides: name -> kind, where the guess is wrong; None leaves the column out.
+
+    Returns:
+        A spec per column, in the order of the columns.
+
+    Raises:
+        InputError: for an override of a column that does not exist or that cannot be of that kind.
+
+    Example:
+        >>> columns = {"city": np.array(["b", "a", "b"]), "age": np.array([1.0, 2.0, 3.0])}
+        >>> specs = infer_features(columns)
+        >>> [(s.name, s.kind, s.vocabulary) for s in specs]
+        [('city', 'categorical', ('a', 'b')), ('age', 'numeric', ())]
+    """
+    overrides = overrides or {}
+    for name, kind in overrides.items():
+        if name not in columns:
+            raise bad_input("features", f"columns among {sorted(columns)}", repr(name))
+        if kind not in (*get_args(Kind), None):
+            raise bad_input(
+                f"features.{name}", f"one of {list(get_args(Kind))} or null", repr(kind)
+            )
+    kinds = {name: overrides.get(name, _guess_kind(column)) for name, column in columns.items()}
+    return [_spec(name, columns[name], kind) for name, kind in kinds.items() if kind is not None]
+
+
+def _guess_kind(column: np.ndarray) -> Kind:
+    if column.ndim == 1:
+        return "numeric" if column.dtype.kind == "f" else "categorical"
+    if column.dtype.kind in "biuf" and np.isin(column, (0, 1)).all():
+        return "multi_hot"
+    return "numeric" if column.dtype.kind == "f" else "list"
+
+
+def _spec(name: str, column: np.ndarray, kind: Kind) -> FeatureSpec:
+    is_text, width = column.dtype.kind == "U", column.shape[1] if column.ndim == 2 else None
+    if kind in ("numeric", "multi_hot") and is_text:
+        raise bad_input(f"features.{name}", "categorical or list for strings", kind)
+    if kind in ("categorical", "list") and column.dtype.kind == "f":
+        raise bad_input(f"features.{name}", "numeric or multi_hot for floats", kind)
+    if (kind in ("multi_hot", "list")) == (width is None) and kind != "numeric":
+        raise bad_input(f"features.{name}", f"a kind that fits shape {column.shape}", kind)
+    if kind == "multi_hot":
+        return FeatureSpec(name, kind, "float32", width)
+    if kind == "numeric":
+        values = column.astype(np.float64).reshape(len(column), -1)
+        mean, variance = values.mean(axis=0), values.var(axis=0)
+        # A constant column has nothing to scale by.
+        variance = np.where(variance > 0, variance, 1.0)
+        return FeatureSpec(name, kind, "float32", width, (), tuple(mean), tuple(variance))
+    values = np.unique(column)
+    known = values[values != ("" if is_text else -1)] if kind == "list" else values
+    return FeatureSpec(name, kind, "string" if is_text else "int64", width, tuple(known.tolist()))
+
+
+def encode_feature(spec: FeatureSpec, embedding_dim: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Makes the Keras input of one feature and its vector.
+
+    Args:
+        spec: the feature.
+        embedding_dim: width of embeddings, D; numeric features keep their own width.
+
+    Returns:
+        The symbolic input and the vector [B, D] or [B, W].
+    """
+    shape = () if spec.width is None else (spec.width,)
+    column = tf.keras.Input(shape, name=spec.name, dtype=spec.dtype)
+    if spec.kind == "numeric":
+        values = column[:, None] if spec.width is None else column
+        return column, tf.keras.layers.Normalization(mean=spec.mean, variance=spec.variance)(values)
+    if spec.kind == "multi_hot":
+        sums = tf.keras.layers.Dense(embedding_dim, use_bias=False, name=f"{spec.name}_embedding")
+        return column, sums(column)
+    if spec.kind == "categorical":
+        return column, _embedding(spec, _lookup(spec)(column), embedding_dim)
+    rows = _lookup(spec, mask=True)(column)
+    return column, MaskedMean()([_embedding(spec, rows, embedding_dim), rows])
+
+
+def _lookup(spec: FeatureSpec, *, mask: bool = False) -> tf.keras.layers.Layer:
+    # Row 0 answers for what is not in the vocabulary (row 1 where row 0 is the padding).
+    if spec.dtype == "string":
+        return tf.keras.layers.StringLookup(
+            vocabulary=list(spec.vocabulary), mask_token="" if mask else None
+        )
+    return tf.keras.layers.IntegerLookup(
+        vocabulary=list(spec.vocabulary), mask_token=-1 if mask else None, oov_token=-2
+    )
+
+
+def _embedding(spec: FeatureSpec, rows: tf.Tensor, embedding_dim: int) -> tf.Tensor:
+    # Two more rows than words: out of vocabulary, and the padding of lists.
+    size = len(spec.vocabulary) + 2
+    return tf.keras.layers.Embedding(size, embedding_dim, name=f"{spec.name}_embedding")(rows)
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class MaskedMean(tf.keras.layers.Layer):
+    """Mean of the vectors of a padded list; the zero vector for an empty one.
+
+    Example:
+        >>> vectors, rows = tf.constant([[[1.0], [3.0], [9.0]]]), tf.constant([[4, 5, 0]])
+        >>> MaskedMean()([vectors, rows]).numpy().tolist()
+        [[2.0]]
+    """
+
+    def call(self, inputs: list[tf.Tensor]) -> tf.Tensor:
+        """Takes vectors [B, L, D] and row numbers [B, L], 0 for padding; returns [B, D]."""
+        vectors, rows = inputs
+        present = tf.cast(rows != 0, vectors.dtype)[:, :, None]
+        count = tf.maximum(tf.reduce_sum(present, axis=1), 1.0)
+        return tf.reduce_sum(vectors * present, axis=1) / count

@@ -1,0 +1,115 @@
+"""What is to be found: the test queries, their held-out items, and the items they have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from tfrs_negatives.datasets.interactions import Interactions
+from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.types import bad_input
+
+
+class Pairs(NamedTuple):
+    """P distinct (query, item) pairs, sorted by query.
+
+    Attributes:
+        queries: [P] int64, query numbers.
+        rows: [P] int64, catalogue rows.
+    """
+
+    queries: np.ndarray
+    rows: np.ndarray
+
+    def between(self, begin: int, end: int) -> Pairs:
+        """Returns the pairs of the queries begin to end - 1, with queries numbered from 0."""
+        first, last = np.searchsorted(self.queries, [begin, end])
+        return Pairs(self.queries[first:last] - begin, self.rows[first:last])
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The queries that have something left to find.
+
+    Attributes:
+        query_features: name -> [Q, ...].
+        relevant: the held-out pairs, without those that are excluded.
+        seen: the pairs that may not be recommended.
+        num_skipped_queries: test queries all of whose items are excluded.
+        num_excluded_pairs: distinct held-out pairs that are excluded.
+    """
+
+    query_features: Mapping[str, np.ndarray]
+    relevant: Pairs
+    seen: Pairs
+    num_skipped_queries: int
+    num_excluded_pairs: int
+
+    @property
+    def num_queries(self) -> int:
+        """Q, the number of queries that are evaluated."""
+        return len(next(iter(self.query_features.values())))
+
+
+def hold_out(test: Interactions, items: ItemCatalogue, *, exclude: Interactions | None) -> HeldOut:
+    """Groups the test events by query and takes the excluded pairs out.
+
+    Args:
+        test: E events; equal events count once, weights are ignored.
+        items: the corpus of N items.
+        exclude: the log of seen items, or None.
+
+    Raises:
+        InputError: if the test is empty or nothing of it is left, if a log holds an item that is
+            not in the catalogue, or if the two logs do not name their queries alike.
+    """
+    if not len(test):
+        raise bad_input("test", "at least one event", "an empty log")
+    features, query_of_event = test.queries()
+    held_out = np.unique(query_of_event * len(items) + test.item_rows(items))
+    hidden = held_out[:0]
+    if exclude is not None:
+        queries, events = _match_queries(test, features, exclude)
+        hidden = np.unique(queries * len(items) + exclude.take(events).item_rows(items))
+    wanted = np.setdiff1d(held_out, hidden, assume_unique=True)
+    if not len(wanted):
+        raise bad_input(
+            "exclude", "a log that leaves something to find", f"all {len(held_out)} test pairs"
+        )
+    kept = np.unique(wanted // len(items))
+    hidden = hidden[np.isin(hidden // len(items), kept)]
+    return HeldOut(
+        query_features={name: column[kept] for name, column in features.items()},
+        relevant=_pairs(wanted, len(items), kept),
+        seen=_pairs(hidden, len(items), kept),
+        num_skipped_queries=len(np.unique(query_of_event)) - len(kept),
+        num_excluded_pairs=len(held_out) - len(wanted),
+    )
+
+
+def _match_queries(
+    test: Interactions, features: Mapping[str, np.ndarray], exclude: Interactions
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns query numbers and event rows of the events of `exclude` that have a test query."""
+    key = test.query_key
+    if key is None:
+        raise bad_input("exclude", "None, as the test log has no query_key", "a log")
+    if key not in exclude.query_features:
+        raise bad_input("exclude", f"a log with {key!r}", sorted(exclude.query_features))
+    known, theirs = features[key], exclude.query_features[key]
+    if (known.dtype.kind == "U") != (theirs.dtype.kind == "U"):
+        raise bad_input("exclude", f"{key!r} of dtype {known.dtype}", f"dtype {theirs.dtype}")
+    order = np.argsort(known, kind="stable")
+    place = np.searchsorted(known, theirs, sorter=order)
+    queries = order[np.minimum(place, len(known) - 1)]
+    events = np.flatnonzero(known[queries] == theirs)
+    return queries[events], events
+
+
+def _pairs(codes: np.ndarray, num_items: int, kept: np.ndarray) -> Pairs:
+    """Splits sorted codes (query * num_items + row), and numbers the kept queries from 0."""
+    queries, rows = np.divmod(codes, num_items)
+    return Pairs(np.searchsorted(kept, queries), rows)

@@ -1,0 +1,341 @@
+"""A configuration to a run folder: train, evaluate, index, recommend.
+
+A run folder holds `config.yaml` (resolved), `history.csv`, `metrics.json`, `model.keras`,
+`queries.parquet` (the features of each known query), `items.parquet` (ids, titles, training counts)
+and, once built, `index/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from tfrs_negatives import recipes
+from tfrs_negatives.config import RunConfig, load_config
+from tfrs_negatives.datasets import RetrievalData, load
+from tfrs_negatives.encode.features import infer_features
+from tfrs_negatives.encode.towers import build_tower
+from tfrs_negatives.evaluation import Evaluation, TopKEvaluation, evaluate
+from tfrs_negatives.index import build_index, export_index, load_index
+from tfrs_negatives.optimizers import SparseAdam
+from tfrs_negatives.propose.frequency import ExactFrequency
+from tfrs_negatives.score.affinity import ItemBias
+from tfrs_negatives.train.task import Retrieval
+from tfrs_negatives.train.two_tower import TwoTower
+from tfrs_negatives.types import bad_input
+
+OPTIMIZERS = {"adagrad": tf.keras.optimizers.Adagrad, "sparse_adam": SparseAdam}
+
+
+def load_data(config: RunConfig) -> RetrievalData:
+    """Loads and cuts the log that the configuration names."""
+    return load(**config.data.model_dump(), seed=config.train.seed)
+
+
+def build_model(config: RunConfig, data: RetrievalData) -> TwoTower:
+    """Builds the towers from the training part and the task from the recipe, compiled.
+
+    Args:
+        config: the run.
+        data: its log; only the training part and the catalogue are read.
+
+    Returns:
+        The model, ready for `fit`.
+    """
+    counts = data.train.item_counts(data.items)
+    seen = {name: column[counts > 0] for name, column in data.items.features.items()}
+    sizes = config.model.model_dump(include={"embedding_dim", "hidden", "output_dim"})
+    queries = infer_features(data.train.query_features, config.model.query_features)
+    items = infer_features(seen, config.model.item_features)
+    model = TwoTower(
+        build_tower(queries, name="query_tower", **sizes),
+        build_tower(items, name="item_tower", **sizes),
+        data.items,
+        _build_task(config, data, counts),
+    )
+    model.compile(OPTIMIZERS[config.train.optimizer](config.train.learning_rate))
+    return model
+
+
+def _build_task(config: RunConfig, data: RetrievalData, counts: np.ndarray) -> Retrieval:
+    score = ("similarity", "temperature", "learn_temperature")
+    options: dict[str, Any] = config.model.model_dump(include=set(score))
+    options |= {"correct": config.negatives.correct, "strength": config.negatives.strength}
+    options["seed"] = config.train.seed
+    if config.model.item_bias:
+        options["item_bias"] = ItemBias(data.items.ids, counts)
+    if config.negatives.frequency == "exact":
+        options["frequency"] = ExactFrequency(data.items.ids, counts)
+    elif config.negatives.frequency == "interval":
+        options["frequency"] = recipes.frequency_table(data.items, method="interval")
+    if config.negatives.recipe == "in_batch":
+        return recipes.in_batch(data.items, **options)
+    return recipes.mixed_negative_sampling(
+        data.items, num_uniform=config.negatives.num_uniform, **options
+    )
+
+
+def train_run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    data: RetrievalData | None = None,
+    overwrite: bool = False,
+    callbacks: Sequence[tf.keras.callbacks.Callback] = (),
+) -> dict[str, Any]:
+    """Trains, evaluates and writes a run folder, which appears only when it is complete.
+
+    Args:
+        config: the run.
+        folder: where the run goes.
+        data: the log, where it is loaded already.
+        overwrite: whether an existing run may be replaced.
+        callbacks: more Keras callbacks, such as a progress bar.
+
+    Returns:
+        What `metrics.json` holds.
+
+    Raises:
+        InputError: if the folder exists or cannot be written, or the data is bad.
+    """
+    draft = _start_draft(folder, overwrite=overwrite)
+    try:
+        data = data or load_data(config)
+        _check_ks(config, data)
+        tf.keras.utils.set_random_seed(config.train.seed)
+        model = build_model(config, data)
+        metrics = _fit(config, data, model, draft, callbacks)
+        _write_run(config, data, model, metrics, draft)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    _replace(draft, folder)
+    return metrics
+
+
+def _fit(
+    config: RunConfig,
+    data: RetrievalData,
+    model: TwoTower,
+    draft: Path,
+    callbacks: Sequence[tf.keras.callbacks.Callback],
+) -> dict[str, Any]:
+    clock, extra = EpochClock(), []
+    if config.evaluation.every_epochs is not None:
+        every = config.evaluation.every_epochs
+        extra = [TopKEvaluation(data.test, every_epochs=every, **_protocol(config, data))]
+    history = model.fit(
+        data.train.dataset(
+            config.train.batch_size, item_key=model.item_key, seed=config.train.seed
+        ),
+        epochs=config.train.epochs,
+        callbacks=[clock, *extra, HistoryFile(draft / "history.csv"), *callbacks],
+        verbose=0,
+    )
+    result = evaluate(model, data.test, **_protocol(config, data))
+    return {
+        "data": data.name,
+        "test": result.metrics,
+        "loss": history.history["loss"][-1],
+        "seconds_per_epoch": clock.seconds_per_epoch,
+    }
+
+
+def _protocol(config: RunConfig, data: RetrievalData) -> dict[str, Any]:
+    exclude = data.train if config.evaluation.exclude_seen else None
+    return {"ks": config.evaluation.ks, "exclude": exclude, "train": data.train}
+
+
+def evaluate_run(folder: Path, *, progress: bool = False) -> Evaluation:
+    """Evaluates the model of a run folder on the test part of its log, and rewrites its metrics."""
+    config, model = load_run(folder)
+    data = load_data(config)
+    result = evaluate(model, data.test, progress=progress, **_protocol(config, data))
+    metrics = json.loads((folder / "metrics.json").read_text())
+    _write_text(folder / "metrics.json", _to_json({**metrics, "test": result.metrics}))
+    return result
+
+
+def load_run(folder: Path) -> tuple[RunConfig, TwoTower]:
+    """Reads the configuration and the model of a run folder.
+
+    Raises:
+        InputError: if a file of the run is missing.
+    """
+    for name in ("config.yaml", "model.keras", "metrics.json"):
+        if not (folder / name).is_file():
+            raise bad_input("run", f"a run folder with {name}", folder)
+    return load_config(folder / "config.yaml"), tf.keras.models.load_model(folder / "model.keras")
+
+
+def index_run(folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Builds the index of a run and exports it to its `index/`; returns the manifest."""
+    config, model = load_run(folder)
+    probes = read_columns(folder / "queries.parquet")
+    if max(config.index.ks) > len(model.items):
+        raise bad_input("index.ks", f"at most {len(model.items)}, the corpus", config.index.ks)
+    index = build_index(
+        model,
+        kind=config.index.kind,
+        target_recall=config.index.target_recall,
+        probe_queries={name: probes[name][:1000] for name in model.query_signature},
+        seed=config.train.seed,
+    )
+    export_index(index, folder / "index", ks=config.index.ks, overwrite=overwrite)
+    return dict(load_index(folder / "index").manifest)
+
+
+def recommend(folder: Path, query: str, *, k: int) -> list[dict[str, Any]]:
+    """Asks the index of a run what it recommends to a query of its training log.
+
+    Args:
+        folder: a run with an index.
+        query: the id of the query, as text.
+        k: how many items.
+
+    Returns:
+        k records of rank, id, title where known, score and number of training events.
+
+    Raises:
+        InputError: if the run has no index, the query is unknown or k is out of range.
+    """
+    if not (folder / "index").is_dir():
+        raise bad_input("run", "a run with an index: `tfrs-negatives index RUN` builds it", folder)
+    index = load_index(folder / "index")
+    scores, ids = index.top_k(_find_query(folder, query), k)
+    items = read_columns(folder / "items.parquet")
+    row_of = {item: row for row, item in enumerate(items["id"].tolist())}
+    return [
+        {
+            "rank": rank,
+            "id": item,
+            **({"title": str(items["title"][row_of[item]])} if "title" in items else {}),
+            "score": round(float(score), 4),
+            "training_events": int(items["training_events"][row_of[item]]),
+        }
+        for rank, (item, score) in enumerate(zip(ids[0].tolist(), scores[0], strict=True), 1)
+        if item in row_of
+    ]
+
+
+def _find_query(folder: Path, query: str) -> dict[str, np.ndarray]:
+    queries = read_columns(folder / "queries.parquet")
+    key = pq.read_schema(folder / "queries.parquet").metadata[b"query_key"].decode()
+    rows = np.flatnonzero(queries[key].astype(str) == query)
+    if not len(rows):
+        known = ", ".join(queries[key][:3].astype(str))
+        raise bad_input("query", f"a {key} of the training log, such as {known}", repr(query))
+    return {name: column[rows[:1]] for name, column in queries.items()}
+
+
+class EpochClock(tf.keras.callbacks.Callback):
+    """Measures the seconds that the training steps of each epoch take, evaluation left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Stops the clock; the callback stands before any evaluation."""
+        self.seconds.append(time.perf_counter() - self._start)
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Median over the epochs after the first, which also traces the graph."""
+        return statistics.median(self.seconds[1:] or self.seconds)
+
+
+class HistoryFile(tf.keras.callbacks.Callback):
+    """Keeps a CSV file of the logs of all epochs so far, with every column that any epoch had."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.rows = path, []
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Rewrites the file."""
+        self.rows.append({"epoch": epoch + 1, **(logs or {})})
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        lines = [[str(row.get(name, "")) for name in names] for row in self.rows]
+        _write_text(self.path, "\n".join(",".join(line) for line in [names, *lines]) + "\n")
+
+
+def _start_draft(folder: Path, *, overwrite: bool) -> Path:
+    if folder.exists() and not overwrite:
+        raise bad_input("run", "a folder that does not exist, or --overwrite", folder)
+    draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
+    try:
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise bad_input("run", "a folder that can be written", f"{folder}: {error.strerror}") from None
+    return draft
+
+
+def _check_ks(config: RunConfig, data: RetrievalData) -> None:
+    for name, ks in {"evaluation.ks": config.evaluation.ks, "index.ks": config.index.ks}.items():
+        if not 0 < min(ks) <= max(ks) <= len(data.items):
+            raise bad_input(name, f"numbers from 1 to {len(data.items)}, the corpus", ks)
+
+
+def _write_run(
+    config: RunConfig, data: RetrievalData, model: TwoTower, metrics: dict[str, Any], draft: Path
+) -> None:
+    _write_text(draft / "config.yaml", config.to_yaml())
+    _write_text(draft / "metrics.json", _to_json(metrics))
+    model.save(draft / "model.keras")
+    queries, _ = data.train.queries()
+    write_columns(draft / "queries.parquet", queries, query_key=data.train.query_key or "")
+    items = {"id": data.items.ids, "training_events": data.train.item_counts(data.items)}
+    if data.titles is not None:
+        items["title"] = data.titles
+    write_columns(draft / "items.parquet", items)
+
+
+def _replace(draft: Path, folder: Path) -> None:
+    """Puts the draft in the place of the folder; the old one goes only when the new one is there."""
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_columns(path: Path, columns: Mapping[str, np.ndarray], **metadata: str) -> None:
+    """Writes arrays [E] or [E, W] as a Parquet file; a row of several values becomes a list."""
+    table = pa.table(
+        {n: pa.array(c.tolist() if c.ndim > 1 else c) for n, c in columns.items()}
+    ).replace_schema_metadata(metadata)
+    draft = path.with_name(f".{path.name}.draft")
+    pq.write_table(table, draft)
+    draft.rename(path)
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays that `write_columns` wrote."""
+    table = pq.read_table(path)
+    return {name: np.array(table[name].to_pylist()) for name in table.column_names}
+
+
+def _write_text(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text)
+    draft.rename(path)
+
+
+def _to_json(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, indent=2) + "\n"

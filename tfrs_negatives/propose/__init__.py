@@ -1,0 +1,1 @@
+"""Who could be a negative, and how likely was it drawn."""

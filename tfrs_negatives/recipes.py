@@ -1,0 +1,88 @@
+"""The published methods, each as the composition of parts that it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.propose.frequency import StreamingFrequency
+from tfrs_negatives.propose.negatives import InBatch, Uniform
+from tfrs_negatives.score.keep_masks import AccidentalHits
+from tfrs_negatives.train.task import Retrieval
+
+COMMON: dict[str, Any] = {"similarity": "cosine", "temperature": 0.1}
+
+
+def in_batch(items: ItemCatalogue, **options: Any) -> Retrieval:
+    """In-batch sampled softmax with the streaming logQ correction.
+
+    Args:
+        items: the catalogue, which sizes the frequency table.
+        **options: any keyword of `Retrieval`; `correct=None` is the uncorrected softmax.
+
+    Returns:
+        The task.
+
+    Example:
+        >>> in_batch(ItemCatalogue([1, 2, 3])).correct
+        'both'
+
+    Source: Yi et al., RecSys 2019.
+    """
+    return Retrieval(
+        **{
+            **COMMON,
+            "negatives": [InBatch()],
+            "frequency": frequency_table(items),
+            "masks": [AccidentalHits()],
+            **options,
+        }
+    )
+
+
+def mixed_negative_sampling(
+    items: ItemCatalogue, *, num_uniform: int = 8192, **options: Any
+) -> Retrieval:
+    """In-batch negatives and items drawn uniformly from the catalogue, corrected as one mixture.
+
+    Args:
+        items: the catalogue to draw from.
+        num_uniform: how many uniform columns, B' of the paper.
+        **options: any keyword of `Retrieval`; `correct="negatives"` is the paper's equation 5.
+
+    Returns:
+        The task.
+
+    Example:
+        >>> task = mixed_negative_sampling(ItemCatalogue([1, 2, 3]), num_uniform=2)
+        >>> [source.name for source in task.negatives]
+        ['in_batch', 'uniform']
+
+    Source: Yang et al., WWW 2020.
+    """
+    return Retrieval(
+        **{
+            **COMMON,
+            "negatives": [InBatch(), Uniform(items, num_uniform)],
+            "frequency": frequency_table(items),
+            "masks": [AccidentalHits()],
+            **options,
+        }
+    )
+
+
+def frequency_table(items: ItemCatalogue, **options: Any) -> StreamingFrequency:
+    """A streaming estimator sized for a catalogue: four buckets per item, four hashes.
+
+    Args:
+        items: the catalogue.
+        **options: any other keyword of `StreamingFrequency`.
+
+    Returns:
+        The estimator; about 0.2 % of the items share all of their buckets with others.
+
+    Example:
+        >>> frequency_table(ItemCatalogue(list(range(1000)))).num_buckets
+        4000
+    """
+    return StreamingFrequency(num_buckets=max(1024, 4 * len(items)), num_hashes=4, **options)

@@ -1,0 +1,1 @@
+"""Queries times pool to logits: similarity, masks, correction."""

@@ -1,0 +1,399 @@
+"""The training step: one screen, one line per arrow.
+
+sources propose -> pool -> scores -> masks -> logQ correction -> miners -> loss
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+from tfrs_negatives.encode.catalogue import to_keys
+from tfrs_negatives.propose.negatives import InBatch
+from tfrs_negatives.propose.pool import build_pool
+from tfrs_negatives.score.affinity import Affinity, ItemBias
+from tfrs_negatives.score.keep_masks import AccidentalHits, apply_masks
+from tfrs_negatives.score.log_q import correct_logits
+from tfrs_negatives.train.hard_negatives import Hardest
+from tfrs_negatives.train.losses import SampledSoftmax
+from tfrs_negatives.types import (
+    EMPTY_ID,
+    CandidatePool,
+    CorrectionPolicy,
+    Features,
+    FrequencyEstimator,
+    Logits,
+    LossFunction,
+    Mask,
+    Miner,
+    NegativeSource,
+    Similarity,
+    StepContext,
+    bad_input,
+)
+
+Reduction = Literal["mean", "sum"]
+# What a masked logit becomes for losses and metrics of Keras, which know no mask.
+MASKED_LOGIT = tf.float32.min / 100.0
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
+    """A retrieval task in the place of `tfrs.tasks.Retrieval`, with negatives from anywhere.
+
+    The positional arguments are those of `tfrs.tasks.Retrieval` 0.7.7; what is new is keyword-only.
+    Alone, it does what TFRS does, with the mean instead of the sum over the batch.
+
+    Args:
+        loss: `Logits -> [B]`, such as `SampledSoftmax()` (default), or a `tf.keras.losses.Loss` on
+            one-hot labels and logits [B, C], which then does its own reduction.
+        metrics: factorized metrics of TFRS over the corpus; they hold data and are not saved.
+        batch_metrics: Keras metrics of one-hot labels and logits [B, C].
+        loss_metrics: Keras metrics of the loss.
+        temperature: divides the similarity; None is 1.
+        num_hard_negatives: short for `miners=[Hardest(n)]`; None or not positive keeps all.
+        remove_accidental_hits: short for `masks=[AccidentalHits()]`.
+        name: name of the layer.
+        negatives: the sources; None is `[InBatch()]`.
+        frequency: estimates the probability of each item in the stream of positives. Without one
+            (and without `candidate_sampling_probability`) nothing is corrected.
+        correct: which logits are corrected: "both", "negatives", or None.
+        strength: share of the correction that is applied, in [0, 1].
+        masks: which columns may count.
+        miners: choose among them, in this order.
+        similarity: "dot" or "cosine".
+        learn_temperature: train the temperature, starting at `temperature`.
+        item_bias: an `ItemBias` that is part of the score.
+        reduction: "mean" over the batch, or "sum", which gives the numbers of TFRS.
+        seed: of every draw; two runs with one seed agree.
+
+    Raises:
+        InputError: if an argument is out of its range or two of them cannot work together.
+
+    Example:
+        >>> mean, total = Retrieval(), Retrieval(reduction="sum")
+        >>> float(total(tf.eye(4), tf.eye(4)) / mean(tf.eye(4), tf.eye(4)))
+        4.0
+
+    Relations: `Retrieval(reduction="sum")` equals `tfrs.tasks.Retrieval()` in loss, gradient and
+        batch
+    metrics, except that a probability below 1e-6 is not raised to it, and that `score_mask` never
+    hides a row's own positive.
+    """
+
+    def __init__(
+        self,
+        loss: LossFunction | tf.keras.losses.Loss | None = None,
+        metrics: Any = None,
+        batch_metrics: Sequence[tf.keras.metrics.Metric] | None = None,
+        loss_metrics: Sequence[tf.keras.metrics.Metric] | None = None,
+        temperature: float | None = None,
+        num_hard_negatives: int | None = None,
+        remove_accidental_hits: bool = False,
+        name: str | None = None,
+        *,
+        negatives: Sequence[NegativeSource] | None = None,
+        frequency: FrequencyEstimator | None = None,
+        correct: CorrectionPolicy | None = "both",
+        strength: float = 1.0,
+        masks: Sequence[Mask] = (),
+        miners: Sequence[Miner] = (),
+        similarity: Similarity = "dot",
+        learn_temperature: bool = False,
+        item_bias: ItemBias | None = None,
+        reduction: Reduction = "mean",
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=name, **{"dtype": "float32", **kwargs})
+        self.loss_function = SampledSoftmax() if loss is None else loss
+        self.factorized_metrics = metrics
+        self.batch_metrics, self.loss_metrics = list(batch_metrics or []), list(loss_metrics or [])
+        self.negatives = [InBatch()] if negatives is None else list(negatives)
+        self.frequency, self.correct, self.strength = frequency, correct, strength
+        self.masks = [*masks, *([AccidentalHits()] if remove_accidental_hits else [])]
+        k = num_hard_negatives or 0
+        self.miners = [*miners, *([Hardest(k)] if k > 0 else [])]
+        self.affinity = Affinity(
+            similarity,
+            temperature=1.0 if temperature is None else temperature,
+            learn_temperature=learn_temperature,
+            item_bias=item_bias,
+        )
+        self.reduction, self.seed = reduction, seed
+        self._check_arguments()
+        self._add_state()
+
+    @property
+    def factorized_metrics(self) -> list[Any]:
+        """The metrics over the whole corpus."""
+        return self._factorized_metrics
+
+    @factorized_metrics.setter
+    def factorized_metrics(self, metrics: Any) -> None:
+        several = isinstance(metrics, Sequence)
+        self._factorized_metrics = list(metrics) if several else [metrics] if metrics else []
+
+    def _check_arguments(self) -> None:
+        if not self.negatives:
+            raise bad_input("negatives", "at least one source", [])
+        if self.correct not in (*get_args(CorrectionPolicy), None):
+            raise bad_input(
+                "correct", f"one of {list(get_args(CorrectionPolicy))} or None", self.correct
+            )
+        if not 0 <= self.strength <= 1:
+            raise bad_input("strength", "a number in [0, 1]", self.strength)
+        if self.reduction not in get_args(Reduction):
+            raise bad_input(
+                "reduction", f"one of {list(get_args(Reduction))}", repr(self.reduction)
+            )
+        lost = [s.name for s in self.negatives if s.needs_frequency]
+        if len(self.negatives) > 1 and lost and self.frequency is None and self.correct is not None:
+            raise bad_input("frequency", f"an estimator, for {lost} beside other sources", None)
+        if self.factorized_metrics and (
+            self.affinity.similarity == "cosine" or self.affinity.item_bias is not None
+        ):
+            rule = "no factorized metrics, which rank by the bare dot product: use TopKEvaluation"
+            raise bad_input("metrics", rule, "metrics beside a cosine similarity or an item bias")
+
+    def _add_state(self) -> None:
+        shared = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
+        zeros = tf.keras.initializers.Zeros()
+        self.step = self.add_weight("step", [], tf.int64, zeros, **shared)
+        # Rows of the last batch and columns per source, for the report of the first step.
+        sizes = [1 + len(self.negatives)]
+        self.last_sizes = self.add_weight("last_sizes", sizes, tf.int32, zeros, **shared)
+        self.masked_share = tf.keras.metrics.Mean("masked_share") if self.masks else None
+
+    def call(
+        self,
+        query_embeddings: tf.Tensor,
+        candidate_embeddings: tf.Tensor,
+        sample_weight: tf.Tensor | None = None,
+        candidate_sampling_probability: tf.Tensor | None = None,
+        candidate_ids: tf.Tensor | None = None,
+        compute_metrics: bool = True,
+        compute_batch_metrics: bool = True,
+        score_mask: tf.Tensor | None = None,
+        *,
+        features: Features | None = None,
+        encode_items: Callable[[Features], tf.Tensor] | None = None,
+        training: bool | None = None,
+    ) -> tf.Tensor:
+        """Computes the loss of one batch, and updates the state and the metrics.
+
+        Args:
+            query_embeddings: [B, D], or [B, H, D] for several vectors per query; the best one
+                counts.
+            candidate_embeddings: [n, D], n >= B; row i < B is the positive of query i, rows from B
+                on are more negatives of the same stream.
+            sample_weight: [B], the weight of each row's loss.
+            candidate_sampling_probability: [n] probability of each candidate in one draw; takes the
+                place of `frequency` where the batch is the only source.
+            candidate_ids: [n] integers or strings. Masks and frequencies need them.
+            compute_metrics: whether to update the factorized metrics.
+            compute_batch_metrics: whether to update the batch metrics.
+            score_mask: [B, n] bool, False for a candidate that is no negative of a row.
+            features: the raw batch, for sources that read a column of it.
+            encode_items: item features -> [m, D], for sources that propose other items.
+            training: whether this is a training step. Only then do frequencies and steps move.
+
+        Returns:
+            The loss, a scalar.
+
+        Raises:
+            InputError: if an argument that this composition needs is missing or has the wrong
+                shape.
+        """
+        context = self._context(
+            query_embeddings, candidate_embeddings, candidate_ids, features or {}, encode_items
+        )
+        if training:
+            self._advance(context)
+        pool = self._pool(context, candidate_sampling_probability)
+        scores = self.affinity(pool, context)
+        scores = apply_masks(scores, pool, context, self.masks, score_mask=score_mask)
+        logits = correct_logits(scores, pool, policy=self.correct, strength=self.strength)
+        for miner in self.miners:
+            logits = miner.mine(logits)
+        loss = self._loss(logits, pool, sample_weight)
+        if training:
+            self._record(scores, pool)
+        for metric in self.loss_metrics:
+            metric.update_state(loss)
+        if compute_batch_metrics and self.batch_metrics:
+            self._update_batch_metrics(logits, pool, sample_weight)
+        if compute_metrics and query_embeddings.shape.rank == 2:
+            self._update_factorized_metrics(context, candidate_ids, sample_weight)
+        return loss
+
+    def _context(
+        self,
+        queries: tf.Tensor,
+        candidates: tf.Tensor,
+        candidate_ids: tf.Tensor | None,
+        features: Features,
+        encode_items: Callable[[Features], tf.Tensor] | None,
+    ) -> StepContext:
+        rows, columns = queries.shape[0], candidates.shape[0]
+        if None not in (rows, columns) and columns < rows:
+            raise bad_input("candidate_embeddings", f"at least {rows} rows, one per query", columns)
+        if candidate_ids is None and (self.masks or self.frequency is not None):
+            raise bad_input("candidate_ids", "ids, because masks or a frequency need them", None)
+        if candidate_ids is None:
+            ids = tf.fill([tf.shape(candidates)[0]], tf.constant(EMPTY_ID, tf.int64))
+        else:
+            ids = to_keys(candidate_ids)
+            if not ids.shape.is_compatible_with([columns]):
+                raise bad_input("candidate_ids", f"shape [{columns}], one per candidate", ids.shape)
+        return StepContext(
+            query_embeddings=tf.cast(queries, tf.float32),
+            item_embeddings=tf.cast(candidates, tf.float32),
+            item_ids=ids,
+            features=features,
+            seed=tf.stack([self.seed, tf.cast(self.step, tf.int32)]),
+            log_probability=self.frequency.log_probability if self.frequency else _no_frequency,
+            encode_items=encode_items or _no_item_tower,
+        )
+
+    @property
+    def _knows_counts(self) -> bool:
+        """Whether every source can tell its expected counts, and somebody wants them."""
+        known = self.frequency is not None or not any(s.needs_frequency for s in self.negatives)
+        return known and self.correct is not None
+
+    def _advance(self, context: StepContext) -> None:
+        self.step.assign_add(1)
+        if self.frequency is not None:
+            self.frequency.update(context.item_ids)
+
+    def _pool(self, context: StepContext, probability: tf.Tensor | None) -> CandidatePool:
+        """Builds the pool, with log counts from the sources or from the caller's probabilities."""
+        if probability is None or self.correct is None:
+            return build_pool(self.negatives, context, corrected=self._knows_counts)
+        if [source.name for source in self.negatives] != [InBatch.name]:
+            names = [source.name for source in self.negatives]
+            rule = "none beside other sources than the batch: use `frequency`"
+            raise bad_input("candidate_sampling_probability", rule, f"one beside {names}")
+        pool = build_pool(self.negatives, context, corrected=False)
+        # A probability differs from a count by a factor of the batch, which cancels in the softmax
+        # of policy "both"; for "negatives" the count is what estimates the denominator.
+        num_columns = tf.cast(tf.shape(pool.ids)[0], tf.float32)
+        log_count = tf.math.log(tf.cast(probability, tf.float32)) + tf.math.log(num_columns)
+        positives = log_count[: tf.shape(context.query_embeddings)[0]]
+        return pool._replace(log_expected_count=log_count, positive_log_expected_count=positives)
+
+    def _loss(
+        self, logits: Logits, pool: CandidatePool, sample_weight: tf.Tensor | None
+    ) -> tf.Tensor:
+        if isinstance(self.loss_function, tf.keras.losses.Loss):
+            labels, scores = self._labels_and_scores(logits, pool)
+            return self.loss_function(labels, scores, sample_weight=sample_weight)
+        rows = self.loss_function(logits)
+        if sample_weight is not None:
+            rows *= tf.cast(tf.reshape(sample_weight, [-1]), rows.dtype)
+        return tf.reduce_mean(rows) if self.reduction == "mean" else tf.reduce_sum(rows)
+
+    def _labels_and_scores(
+        self, logits: Logits, pool: CandidatePool
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """One-hot labels and logits [B, C] as Keras and TFRS know them."""
+        negatives = tf.where(logits.keep, logits.negatives, MASKED_LOGIT)
+        has_own_columns = self.negatives[0].name == InBatch.name and not self.miners
+        if has_own_columns:
+            rows = tf.range(tf.shape(logits.positive)[0])
+            own = pool.own_rows[None, :] == rows[:, None]
+            return tf.cast(own, tf.float32), tf.where(own, logits.positive[:, None], negatives)
+        scores = tf.concat([logits.positive[:, None], negatives], axis=1)
+        labels = tf.one_hot(tf.zeros_like(logits.positive, tf.int32), tf.shape(scores)[1])
+        return labels, scores
+
+    def _record(self, scores: Logits, pool: CandidatePool) -> None:
+        sources = tf.range(len(self.negatives))
+        filled = (pool.origin[None, :] == sources[:, None]) & pool.filled[None, :]
+        per_source = tf.reduce_sum(tf.cast(filled, tf.int32), axis=1)
+        rows = tf.shape(scores.positive)[0]
+        self.last_sizes.assign(tf.concat([rows[None], per_source], axis=0))
+        if self.masked_share is not None:
+            own = tf.reduce_sum(tf.cast(pool.own_rows >= 0, tf.float32))
+            columns = tf.cast(rows * tf.reduce_sum(per_source), tf.float32) - own
+            kept = tf.reduce_sum(tf.cast(scores.keep, tf.float32))
+            self.masked_share.update_state(1.0 - kept / tf.maximum(columns, 1.0))
+
+    def _update_batch_metrics(
+        self, logits: Logits, pool: CandidatePool, sample_weight: tf.Tensor | None
+    ) -> None:
+        labels, scores = self._labels_and_scores(logits, pool)
+        for metric in self.batch_metrics:
+            metric.update_state(labels, scores, sample_weight=sample_weight)
+
+    def _update_factorized_metrics(
+        self, context: StepContext, ids: tf.Tensor | None, sample_weight: tf.Tensor | None
+    ) -> None:
+        # Only the positives: the corpus metric has no place for extra candidates.
+        rows = tf.shape(context.query_embeddings)[0]
+        for metric in self.factorized_metrics:
+            metric.update_state(
+                context.query_embeddings,
+                context.item_embeddings[:rows],
+                true_candidate_ids=None if ids is None else ids[:rows],
+                sample_weight=sample_weight,
+            )
+
+    def describe_last_step(self) -> str:
+        """Says in one line what the last training step did."""
+        rows, *columns = self.last_sizes.numpy().tolist()
+        sources = ", ".join(f"{s.name} {n}" for s, n in zip(self.negatives, columns, strict=True))
+        masked = "nothing" if self.masked_share is None else f"{self.masked_share.result():.2%}"
+        policy = f"{self.correct} x {self.strength:g}" if self._knows_counts else "none"
+        return (
+            f"{rows} queries, {sum(columns)} columns ({sources}), masked {masked}, "
+            f"replicas {tf.distribute.get_strategy().num_replicas_in_sync}, correction {policy}, "
+            f"{self.affinity.similarity} / {float(self.affinity.temperature):g}"
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, without the factorized metrics."""
+        parts = {
+            "loss": self.loss_function,
+            "batch_metrics": self.batch_metrics,
+            "loss_metrics": self.loss_metrics,
+            "negatives": self.negatives,
+            "frequency": self.frequency,
+            "masks": self.masks,
+            "miners": self.miners,
+            "item_bias": self.affinity.item_bias,
+        }
+        return {
+            **super().get_config(),
+            **{name: _serialize(part) for name, part in parts.items()},
+            "temperature": self.affinity.initial_temperature,
+            "learn_temperature": self.affinity.learn_temperature,
+            "similarity": self.affinity.similarity,
+            "correct": self.correct,
+            "strength": self.strength,
+            "reduction": self.reduction,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Retrieval:
+        """Builds the task that `get_config` described."""
+        return cls(**tf.keras.utils.deserialize_keras_object(config))
+
+
+def _no_frequency(_ids: tf.Tensor) -> tf.Tensor:
+    raise bad_input("frequency", "an estimator, because a source needs it", None)
+
+
+def _no_item_tower(_features: Features) -> tf.Tensor:
+    raise bad_input("encode_items", "the item tower, because a source proposes other items", None)
+
+
+def _serialize(part: Any) -> Any:
+    if isinstance(part, (list, tuple)):
+        return [tf.keras.utils.serialize_keras_object(p) for p in part]
+    return tf.keras.utils.serialize_keras_object(part)

@@ -1,0 +1,198 @@
+"""The model: two towers, a catalogue, a task."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.propose.frequency import StreamingFrequency
+from tfrs_negatives.score.keep_masks import AccidentalHits
+from tfrs_negatives.train.task import Retrieval
+from tfrs_negatives.types import Features, Similarity, bad_input
+
+logger = logging.getLogger("tfrs_negatives")
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class TwoTower(tfrs.Model):
+    """A two-tower retrieval model for `model.fit` on batches of query features and item ids.
+
+    The item tower reads the catalogue's features of each batch's items, so the log needs no item
+    columns but the id. A batch is a dict; `sample_weight` [B] weighs its rows where present.
+
+    Args:
+        query_tower: a dict of query features [B, ...] -> [B, D].
+        item_tower: a dict of item features [m, ...], as the catalogue holds them -> [m, D].
+        items: the corpus.
+        task: the composition of negatives; None is in-batch with logQ, cosine, temperature 0.05.
+        item_key: the batch column with the positive's id; None is the catalogue's name for it.
+
+    Example:
+        >>> items = ItemCatalogue([1, 2, 3])
+        >>> def embed(name):
+        ...     ids = tf.keras.Input((), name=name, dtype=tf.int64)
+        ...     return tf.keras.Model(ids, tf.keras.layers.Embedding(4, 8)(ids))
+        >>> model = TwoTower(embed("user_id"), embed("item_id"), items)
+        >>> model.compile(tf.keras.optimizers.Adagrad(0.1))
+        >>> batch = {"user_id": tf.constant([0, 1]), "item_id": tf.constant([3, 1])}
+        >>> history = model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
+        >>> sorted(history.history)
+        ['loss', 'masked_share', 'regularization_loss', 'total_loss']
+    """
+
+    def __init__(
+        self,
+        query_tower: tf.keras.Model,
+        item_tower: tf.keras.Model,
+        items: ItemCatalogue,
+        task: Retrieval | None = None,
+        *,
+        item_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.query_tower, self.item_tower, self.items = query_tower, item_tower, items
+        self.task = task or Retrieval(
+            temperature=0.05,
+            similarity="cosine",
+            frequency=StreamingFrequency(),
+            masks=[AccidentalHits()],
+        )
+        self.item_key = item_key or items.item_key
+        names = ("loss", "regularization_loss", "total_loss")
+        self.loss_trackers = [tf.keras.metrics.Mean(name) for name in names]
+        self.built = True
+
+    def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> tf.keras.callbacks.History:
+        """Trains as Keras does, and reports once what the first step was made of."""
+        if isinstance(callbacks, tf.keras.callbacks.CallbackList):
+            callbacks.append(FirstStepReport(self.task))
+        else:
+            callbacks = [*tf.nest.flatten(callbacks or []), FirstStepReport(self.task)]
+        return super().fit(*args, callbacks=callbacks, **kwargs)
+
+    def compute_loss(self, features: Features, training: bool = False) -> tf.Tensor:
+        """Returns the loss of one batch, a scalar."""
+        if self.item_key not in features:
+            raise bad_input("batch", f"a column {self.item_key!r} of item ids", sorted(features))
+        ids = features[self.item_key]
+        rows = self.items.rows(ids)
+        known = tf.debugging.assert_non_negative(
+            rows, f"`{self.item_key}`: expected only items of the catalogue."
+        )
+        with tf.control_dependencies([known] if known is not None else []):
+            item_features = self.items.gather(rows)
+        return self.task(
+            self._run(self.query_tower, features, training),
+            self._run(self.item_tower, item_features, training),
+            sample_weight=features.get("sample_weight"),
+            candidate_ids=ids,
+            compute_metrics=not training,
+            features=features,
+            encode_items=lambda f: self._run(self.item_tower, f, training),
+            training=training,
+        )
+
+    def train_step(self, features: Features) -> dict[str, tf.Tensor]:
+        """One step of `fit`; the logs are means over the epoch, not the last batch."""
+        with tf.GradientTape() as tape:
+            losses = self._step_losses(features, training=True)
+        self.optimizer.minimize(losses[-1], self.trainable_variables, tape=tape)
+        return self._log(losses, features)
+
+    def test_step(self, features: Features) -> dict[str, tf.Tensor]:
+        """One step of `evaluate`: the loss on held-out batches, with the state left alone."""
+        return self._log(self._step_losses(features, training=False), features)
+
+    def _step_losses(self, features: Features, *, training: bool) -> tuple[tf.Tensor, ...]:
+        loss = self.compute_loss(features, training=training)
+        regularization = tf.add_n([tf.reduce_sum(x) for x in self.losses] or [tf.zeros([])])
+        return loss, regularization, loss + regularization
+
+    def _log(self, losses: tuple[tf.Tensor, ...], features: Features) -> dict[str, tf.Tensor]:
+        # A sum over the batch already weighs each batch by its rows.
+        rows = tf.shape(features[self.item_key])[0] if self.task.reduction == "mean" else 1
+        for tracker, value in zip(self.loss_trackers, losses, strict=True):
+            tracker.update_state(value, sample_weight=rows)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    @property
+    def similarity(self) -> Similarity:
+        """The similarity of the task."""
+        return self.task.affinity.similarity
+
+    @property
+    def query_signature(self) -> Mapping[str, tf.TensorSpec]:
+        """Name -> spec of every feature that the query tower reads.
+
+        Raises:
+            InputError: if the tower is no functional or sequential model with named inputs.
+        """
+        inputs = getattr(self.query_tower, "inputs", None)
+        if not inputs:
+            raise bad_input("query_tower", "a model with named `tf.keras.Input`s", self.query_tower)
+        names = self.query_tower.input_names
+        return {
+            n: tf.TensorSpec(x.shape, x.dtype, name=n) for n, x in zip(names, inputs, strict=True)
+        }
+
+    def query_vectors(self, features: Features) -> tf.Tensor:
+        """Query features [B, ...] -> vectors [B, D] whose inner product with an item's ranks it."""
+        embeddings = self._run(self.query_tower, features, training=False)
+        return self.task.affinity.retrieval_vectors(embeddings)
+
+    def item_vectors(self, features: Features) -> tf.Tensor:
+        """Item features [m, ...] as the catalogue holds them -> vectors [m, D]."""
+        embeddings = self._run(self.item_tower, features, training=False)
+        return self.task.affinity.retrieval_vectors(embeddings, features[self.items.item_key])
+
+    @staticmethod
+    def _run(tower: tf.keras.Model, features: Features, training: bool) -> tf.Tensor:
+        # A functional model warns of every column that it does not read.
+        names = getattr(tower, "input_names", None)
+        if names:
+            missing = sorted(set(names) - set(features))
+            if missing:
+                raise bad_input(f"features of {tower.name}", f"columns {missing}", sorted(features))
+            features = {name: features[name] for name in names}
+        return tower(features, training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        parts = {
+            "query_tower": self.query_tower,
+            "item_tower": self.item_tower,
+            "items": self.items,
+            "task": self.task,
+        }
+        saved = {name: tf.keras.utils.serialize_keras_object(part) for name, part in parts.items()}
+        return {**saved, "item_key": self.item_key, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> TwoTower:
+        """Builds the model that `get_config` described."""
+        return cls(**tf.keras.utils.deserialize_keras_object(config))
+
+
+class FirstStepReport(tf.keras.callbacks.Callback):
+    """Logs one line after the first training step: queries, columns per source, masks, correction.
+
+    `TwoTower.fit` adds it by itself; give it to `fit` of a model of your own that holds the task.
+
+    Args:
+        task: the task whose step is reported.
+    """
+
+    def __init__(self, task: Retrieval) -> None:
+        super().__init__()
+        self.task = task
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Logs once, at the first step of the task's life."""
+        if int(self.task.step) == 1:
+            logger.info("first step: %s", self.task.describe_last_step())
