@@ -172,7 +172,7 @@ def test_a_neighbour_one_ulp_below_does_not_pass():
 def test_excluded_items_are_neither_recommended_nor_asked_for():
     model = from_scores([[5, 4, 3, 2, 1], [5, 4, 3, 2, 1], [5, 4, 3, 2, 1]])
     test = log((0, 0), (0, 2), (1, 0), (1, 1), (2, 1))
-    exclude = log((0, 0), (0, 1), (1, 0), (1, 1), (9, 4))
+    exclude = log((0, 0), (0, 1), (1, 0), (1, 1), (-3, 2), (9, 1))
     result = evaluate(model, test, ks=[1, 5], exclude=exclude)
     assert result.metrics["recall_at_1"] == pytest.approx((1 + 0) / 2)  # query 1 is skipped
     assert result.metrics["precision_at_5"] == pytest.approx((1 / 5 + 1 / 5) / 2)

@@ -13,9 +13,12 @@ def use_legacy_keras() -> None:
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is None:
         os.environ["TF_USE_LEGACY_KERAS"] = "1"
-    elif tensorflow.keras.__version__.startswith("3."):
+        return
+    # Legacy Keras behind `tf.keras` does not tell its version there; Keras 3 does.
+    version = getattr(tensorflow.keras, "__version__", "2")
+    if version.startswith("3."):
         raise ImportError(
             "tfrs_negatives needs legacy Keras, but TensorFlow was imported before it with Keras "
-            f"{tensorflow.keras.__version__}: import tfrs_negatives first, or set "
+            f"{version}: import tfrs_negatives first, or set "
             "TF_USE_LEGACY_KERAS=1 in the environment."
         )

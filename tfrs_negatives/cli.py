@@ -59,8 +59,9 @@ def demo(
 ) -> None:
     """Compare samplers on the built-in log, then index the best and ask it for three users.
 
-    Trains in-batch without correction, in-batch with logQ, and mixed negatives; prints a table beside
-    the most popular items; builds, exports, reloads and queries the ScaNN index. About four minutes.
+    Trains in-batch without correction, in-batch with logQ, and mixed negatives; prints a table
+    beside the most popular items; builds, exports, reloads and queries the ScaNN index. Takes
+    about four minutes.
     """
     from tfrs_negatives.demo import run_demo
 
@@ -76,7 +77,9 @@ def train(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file; the defaults without.")] = None,
     out: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("runs/train"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the configuration.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the configuration.")
+    ] = False,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -140,7 +143,7 @@ def recommend(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Check the installation: versions, legacy Keras, the ScaNN ops. Exit code 1 where one fails."""
+    """Check the installation: versions, legacy Keras, ScaNN. Exit code 1 where one fails."""
     from tfrs_negatives.doctor import diagnose
 
     checks = diagnose()

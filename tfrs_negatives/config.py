@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,6 +22,27 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class ItemTableConfig(Section):
+    """Where the catalogue of a Parquet or CSV log is."""
+
+    path: str
+    item_id: str = "item_id"
+    features: list[str] | None = Field(None, description="null: all but the id and the title")
+    title: str | None = None
+
+
+class ColumnsConfig(Section):
+    """What the columns of a Parquet or CSV log mean."""
+
+    item_id: str = "item_id"
+    query: list[str] = ["user_id"]
+    query_key: str | None = Field("user_id", description="null: each event is its own query")
+    timestamp: str | None = None
+    weight: str | None = None
+    rating: str | None = None
+    items: ItemTableConfig | None = Field(None, description="null: the items of the log")
+
+
 class DataConfig(Section):
     """Which log, and how it is cut."""
 
@@ -32,13 +53,7 @@ class DataConfig(Section):
     test_fraction: float = Field(0.2, gt=0, lt=1)
     min_rating: float | None = Field(None, description="events below are dropped")
     data_dir: str | None = Field(None, description="where tensorflow-datasets keeps its data")
-    query_columns: list[str] = Field([], description="parquet and csv: columns of the query")
-    item_column: str | None = Field(None, description="parquet and csv: column of the item id")
-    query_key: str | None = Field(None, description="parquet and csv: column that names the query")
-    timestamp_column: str | None = None
-    weight_column: str | None = None
-    rating_column: str | None = None
-    items: str | None = Field(None, description="parquet or csv file of the catalogue")
+    columns: ColumnsConfig | None = Field(None, description="for parquet and csv sources")
 
 
 class ModelConfig(Section):
@@ -46,7 +61,9 @@ class ModelConfig(Section):
 
     embedding_dim: int = Field(32, ge=1)
     hidden: list[int] = [512]
-    output_dim: int | None = Field(128, ge=1, description="null: the last hidden layer is the output")
+    output_dim: int | None = Field(
+        128, ge=1, description="null: the last hidden layer is the output"
+    )
     query_features: FeatureKinds = Field({}, description="name: kind, where the guess is wrong")
     item_features: FeatureKinds = {}
     similarity: Literal["dot", "cosine"] = "cosine"
@@ -117,8 +134,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         The checked configuration.
 
     Raises:
-        InputError: if the file cannot be read, a key is unknown (the nearest name is suggested) or a
-            value is out of its range.
+        InputError: if the file cannot be read, a key is unknown (the nearest name is suggested) or
+            a value is out of its range.
 
     Example:
         >>> load_config(overrides=["train.epochs=3", "model.hidden=[64, 32]"]).model.hidden
@@ -126,8 +143,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         >>> load_config(overrides=["train.epoch=3"])
         Traceback (most recent call last):
         ...
-        tfrs_negatives.types.InputError: `train.epoch`: expected a known key, perhaps `train.epochs`.
-        Received: 3
+        tfrs_negatives.types.InputError: `train.epoch`: expected a known key, perhaps
+        `train.epochs`. Received: 3
     """
     tree = {} if path is None else _read(Path(path))
     for override in overrides:
@@ -179,7 +196,8 @@ def _explain(error: ValidationError) -> Exception:
 def _nearest(path: list[str]) -> str:
     model: Any = RunConfig
     for part in path[:-1]:
-        model = model.model_fields[part].annotation
+        annotation = model.model_fields[part].annotation
+        model = next((a for a in get_args(annotation) if a is not type(None)), annotation)
     names = difflib.get_close_matches(path[-1], model.model_fields, n=1, cutoff=0.5)
     if names:
         return f"a known key, perhaps `{'.'.join([*path[:-1], names[0]])}`"

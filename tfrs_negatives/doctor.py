@@ -56,7 +56,7 @@ def _keras() -> str:
     from tfrs_negatives._keras import use_legacy_keras
 
     use_legacy_keras()
-    return f"tf.keras {tf.keras.__version__}"
+    return f"tf.keras is {tf.keras.layers.Layer.__module__.partition('.')[0]}"
 
 
 def _scann() -> str:

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from tfrs_negatives import recipes
-from tfrs_negatives.config import RunConfig, load_config
-from tfrs_negatives.datasets import RetrievalData, load
+from tfrs_negatives.config import ColumnsConfig, RunConfig, load_config
+from tfrs_negatives.datasets import ItemTable, LogColumns, RetrievalData, load
 from tfrs_negatives.encode.features import infer_features
 from tfrs_negatives.encode.towers import build_tower
 from tfrs_negatives.evaluation import Evaluation, TopKEvaluation, evaluate
@@ -40,7 +40,20 @@ OPTIMIZERS = {"adagrad": tf.keras.optimizers.Adagrad, "sparse_adam": SparseAdam}
 
 def load_data(config: RunConfig) -> RetrievalData:
     """Loads and cuts the log that the configuration names."""
-    return load(**config.data.model_dump(), seed=config.train.seed)
+    options = config.data.model_dump()
+    if config.data.columns is not None:
+        options["columns"] = _log_columns(config.data.columns)
+    return load(**options, seed=config.train.seed)
+
+
+def _log_columns(columns: ColumnsConfig) -> LogColumns:
+    table = columns.items
+    fields = columns.model_dump(exclude={"items"})
+    fields["query"] = tuple(columns.query)
+    if table is not None:
+        features = None if table.features is None else tuple(table.features)
+        fields["items"] = ItemTable(table.path, table.item_id, features, table.title)
+    return LogColumns(**fields)
 
 
 def build_model(config: RunConfig, data: RetrievalData) -> TwoTower:
@@ -265,7 +278,8 @@ class HistoryFile(tf.keras.callbacks.Callback):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path, self.rows = path, []
+        self.path = path
+        self.rows: list[dict[str, float]] = []
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Rewrites the file."""
@@ -282,7 +296,9 @@ def _start_draft(folder: Path, *, overwrite: bool) -> Path:
     try:
         draft.mkdir(parents=True)
     except OSError as error:
-        raise bad_input("run", "a folder that can be written", f"{folder}: {error.strerror}") from None
+        raise bad_input(
+            "run", "a folder that can be written", f"{folder}: {error.strerror}"
+        ) from None
     return draft
 
 
@@ -307,7 +323,7 @@ def _write_run(
 
 
 def _replace(draft: Path, folder: Path) -> None:
-    """Puts the draft in the place of the folder; the old one goes only when the new one is there."""
+    """Puts the draft in the place of the folder, which goes only when the draft is there."""
     old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
     if folder.exists():
         folder.rename(old)

@@ -35,6 +35,9 @@ class InputError(ValueError):
     The command line turns it into one line on standard error and exit code 2.
     """
 
+    # Keras wraps an error inside a layer in a page of call arguments, unless it bears this mark.
+    _keras_call_info_injected = True
+
 
 def bad_input(argument: str, expected: str, received: object) -> InputError:
     """Returns the error of one wrong argument, in the form that every error of this package has.

@@ -29,11 +29,12 @@ class Interactions:
         weights: [E] float32, the example weights, or None.
 
     Raises:
-        InputError: if a column has another length, a float feature holds NaN or infinity, a weight is
-            negative, or `query_key` is no feature.
+        InputError: if a column has another length, a float feature holds NaN or infinity, a weight
+            is negative, or `query_key` is no feature.
 
     Example:
-        >>> log = Interactions({"user_id": np.array([1, 1, 2])}, np.array([7, 8, 7]), query_key="user_id")
+        >>> users = {"user_id": np.array([1, 1, 2])}
+        >>> log = Interactions(users, np.array([7, 8, 7]), query_key="user_id")
         >>> len(log), len(log.queries()[0]["user_id"])
         (3, 2)
     """
@@ -95,7 +96,7 @@ class Interactions:
             raise bad_input(
                 "item_ids",
                 "only items of the catalogue",
-                f"{len(unknown)} events with other items, the first is {self.item_ids[unknown[0]]!r}",
+                f"{len(unknown)} events with others, the first is {self.item_ids[unknown[0]]!r}",
             )
         return rows
 
@@ -107,8 +108,8 @@ class Interactions:
         self, batch_size: int, *, item_key: str, shuffle: bool = True, seed: int = 0
     ) -> tf.data.Dataset:
         """Returns batches for `model.fit`: the query features, the item ids under `item_key`, and
-        `sample_weight` where the log has weights. The last batch may be shorter; a shuffled data set
-        has another order in every epoch, the same for the same seed.
+        `sample_weight` where the log has weights. The last batch may be shorter; a shuffled data
+        set has another order in every epoch, the same for the same seed.
         """
         columns = {**self.query_features, item_key: self.item_ids}
         if self.weights is not None:
@@ -134,13 +135,36 @@ class RetrievalData:
         test: what is predicted.
         items: the corpus, items without any event included.
         name: what the data is called in tables.
-        truth: what the synthetic generator knows; None for real data.
+        truth: what the synthetic generator knows; None for real data and for a split not its own.
+        titles: [N] strings, the names of the items for display; None where there are none.
     """
 
     train: Interactions
     test: Interactions
     items: ItemCatalogue
     name: str
+    truth: SyntheticTruth | None = None
+    titles: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class SourceLog:
+    """A log as its source has it, before the rating threshold and the split.
+
+    Attributes:
+        log: E events.
+        items: the corpus.
+        ratings: [E] float32, or None.
+        is_test: [E] bool, the split that the source comes with; None where it has none.
+        titles: [N] strings, or None.
+        truth: what the synthetic generator knows, or None.
+    """
+
+    log: Interactions
+    items: ItemCatalogue
+    ratings: np.ndarray | None = None
+    is_test: np.ndarray | None = None
+    titles: np.ndarray | None = None
     truth: SyntheticTruth | None = None
 
 

@@ -1,7 +1,7 @@
 """Ways to cut a log into training and test. Each keeps the order of the log on both sides.
 
-`SPLITS` is the registry: the names that a configuration may use for what is cut here. A source that comes
-with its own split also answers to `AS_GIVEN`.
+`SPLITS` is the registry: the names that a configuration may use for what is cut here. A source that
+comes with its own split also answers to `AS_GIVEN`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def by_user(log: Interactions, *, test_fraction: float = 0.2, seed: int = 0) -> 
         InputError: if the share is not between 0 and 1, or a side is left empty.
 
     Example:
-        >>> log = Interactions({"user_id": np.array([1, 1, 2, 2])}, np.arange(4), query_key="user_id")
+        >>> users = {"user_id": np.array([1, 1, 2, 2])}
+        >>> log = Interactions(users, np.arange(4), query_key="user_id")
         >>> train, test = by_user(log, test_fraction=0.5)
         >>> len(set(train.query_features["user_id"]) & set(test.query_features["user_id"]))
         0
@@ -71,7 +72,8 @@ def leave_last_out(log: Interactions) -> Parts:
     """Puts the last event of each query into test; a query with a single event stays in training.
 
     Args:
-        log: E events with timestamps and a `query_key`; of events at one time the later row is last.
+        log: E events with timestamps and a `query_key`; of events at one time the later row
+            is last.
 
     Returns:
         Training and test.
@@ -80,9 +82,8 @@ def leave_last_out(log: Interactions) -> Parts:
         InputError: if the log has no timestamps or no `query_key`, or no query has two events.
 
     Example:
-        >>> log = Interactions(
-        ...     {"user_id": np.array([1, 1, 2])}, np.array([7, 8, 9]), "user_id", np.array([5, 4, 3])
-        ... )
+        >>> users = {"user_id": np.array([1, 1, 2])}
+        >>> log = Interactions(users, np.array([7, 8, 9]), "user_id", np.array([5, 4, 3]))
         >>> train, test = leave_last_out(log)
         >>> train.item_ids.tolist(), test.item_ids.tolist()
         ([8, 9], [7])
@@ -111,8 +112,8 @@ def by_time(log: Interactions, *, test_fraction: float = 0.2) -> Parts:
         Training and test: every training event is earlier than every test event.
 
     Raises:
-        InputError: if the log has no timestamps, the share is not between 0 and 1, or a side is left
-            empty.
+        InputError: if the log has no timestamps, the share is not between 0 and 1, or a side is
+            left empty.
 
     Example:
         >>> log = Interactions({"u": np.arange(4)}, np.arange(4), timestamps=np.array([9, 2, 7, 1]))

@@ -58,7 +58,7 @@ class RandomRanking:
 
     Args:
         items: the corpus.
-        seed: gives other points and other signs.
+        seed: gives other points.
 
     Example:
         >>> baseline = RandomRanking(ItemCatalogue(["a", "b"]), seed=1)
@@ -71,7 +71,6 @@ class RandomRanking:
 
     def __init__(self, items: ItemCatalogue, seed: int = 0) -> None:
         self.items = items
-        self._seed = seed
         points = tf.random.stateless_normal([len(items), 64], seed=[seed, 0])
         self._points = tf.math.l2_normalize(points, axis=1)
 
@@ -82,8 +81,8 @@ class RandomRanking:
             tf.strings.as_string(tf.reshape(features[name], [rows, -1]))
             for name in sorted(features)
         ]
-        seeded = tf.concat([*texts, tf.fill([rows, 1], str(self._seed))], axis=1)
-        hashes = tf.fingerprint(tf.strings.reduce_join(seeded, axis=1, separator="\t"))
+        joined = tf.strings.reduce_join(tf.concat(texts, axis=1), axis=1, separator="\t")
+        hashes = tf.fingerprint(joined)
         bits = tf.bitwise.right_shift(hashes[:, :, None], tf.cast(tf.range(8), tf.uint8)) % 2
         return 2.0 * tf.reshape(tf.cast(bits, tf.float32), [rows, 64]) - 1.0
 

@@ -183,10 +183,10 @@ def _place_and_rank(
     before = np.zeros(len(queries), np.int64)
     length = best_scores.shape[1]
     step = 1 << (length.bit_length() - 1)
-    while step:  # binary search in all lists at once
-        probe = before + step
-        as_high = best_scores[queries, np.minimum(probe, length) - 1] >= scores
-        before = np.where((probe <= length) & as_high, probe, before)
+    # Binary search in all lists at once. If all of a list is as high, any rank beyond it will do.
+    while step:
+        as_high = best_scores[queries, np.minimum(before + step, length) - 1] >= scores
+        before += step * as_high
         step >>= 1
     return place, 1 + place + before
 

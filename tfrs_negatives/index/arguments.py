@@ -66,9 +66,10 @@ def check_vectors(vectors: Any, width: int) -> np.ndarray:
     array = np.asarray(vectors, np.float32)
     if array.ndim != 2 or array.shape[1] != width:
         raise bad_input("vectors", f"shape [B, {width}]", f"shape {list(array.shape)}")
-    broken = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    broken = np.argwhere(~np.isfinite(array))
     if len(broken):
-        raise bad_input("vectors", "finite numbers", f"{array[broken[0]]} in row {broken[0]}")
+        value, row = array[tuple(broken[0])], broken[0, 0]
+        raise bad_input("vectors", "finite numbers", f"{value} in row {row}")
     return array
 
 

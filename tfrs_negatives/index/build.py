@@ -211,12 +211,10 @@ def _embed_items(model: RetrievalModel, batch_size: int) -> np.ndarray:
             vectors = np.empty([len(model.items), chunk.shape[1]], np.float32)
         if chunk.ndim != 2 or chunk.shape[1] != vectors.shape[1] or chunk.shape[1] == 0:
             raise bad_input("item_vectors", "one vector per item, of one width", chunk.shape)
-        broken = np.flatnonzero(~np.isfinite(chunk).all(axis=1))
+        broken = np.argwhere(~np.isfinite(chunk))
         if len(broken):
-            item = model.items.ids[start + broken[0]]
-            raise bad_input(
-                "item_vectors", "finite numbers", f"{chunk[broken[0]]} for item {item!r}"
-            )
+            item, value = model.items.ids[start + broken[0, 0]].item(), chunk[tuple(broken[0])]
+            raise bad_input("item_vectors", "finite numbers", f"{value} for the item {item!r}")
         vectors[start : start + len(chunk)] = chunk
         start += len(chunk)
     return vectors

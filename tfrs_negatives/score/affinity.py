@@ -74,7 +74,8 @@ class Affinity(tf.keras.layers.Layer):
         item_bias: an `ItemBias`, or None.
 
     Raises:
-        InputError: for an unknown similarity or a temperature that is not positive.
+        InputError: for an unknown similarity or a temperature that is not positive, or not within
+            its range where it is learned.
 
     Example:
         >>> Affinity("cosine", temperature=0.5).retrieval_vectors(tf.constant([[3.0, 4.0]])).numpy()
@@ -95,20 +96,25 @@ class Affinity(tf.keras.layers.Layer):
             raise bad_input("similarity", f"one of {list(get_args(Similarity))}", repr(similarity))
         if not temperature > 0:
             raise bad_input("temperature", "a positive number", temperature)
+        if learn_temperature and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+            limits = f"a start in [{MIN_TEMPERATURE}, {MAX_TEMPERATURE}] where it is learned"
+            raise bad_input("temperature", limits, temperature)
         self.similarity, self.item_bias = similarity, item_bias
         self.initial_temperature, self.learn_temperature = temperature, learn_temperature
         self.log_temperature = None
         if learn_temperature:
             start = tf.keras.initializers.Constant(np.log(temperature))
-            self.log_temperature = self.add_weight("log_temperature", [], tf.float32, start)
+            # Bounded after each step, not where it is used: there it would have no way back.
+            self.log_temperature = self.add_weight(
+                "log_temperature", [], tf.float32, start, constraint=_within_bounds
+            )
 
     @property
     def temperature(self) -> tf.Tensor | float:
         """The temperature in force."""
         if self.log_temperature is None:
             return self.initial_temperature
-        bounds = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)
-        return tf.exp(tf.clip_by_value(self.log_temperature, *bounds))
+        return tf.exp(self.log_temperature)
 
     def call(self, pool: CandidatePool, context: StepContext) -> Logits:
         """Scores every column for every query, and each query's own positive apart.
@@ -182,3 +188,7 @@ class Affinity(tf.keras.layers.Layer):
         """Builds the layer that `get_config` described."""
         bias = tf.keras.utils.deserialize_keras_object(config["item_bias"])
         return cls(**{**config, "item_bias": bias})
+
+
+def _within_bounds(log_temperature: tf.Tensor) -> tf.Tensor:
+    return tf.clip_by_value(log_temperature, np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))

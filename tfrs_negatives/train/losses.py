@@ -6,6 +6,9 @@ import tensorflow as tf
 
 from tfrs_negatives.types import Logits, Part
 
+# What a masked logit becomes for losses and metrics of Keras, which know no mask.
+MASKED_LOGIT = tf.float32.min / 100.0
+
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
 class SampledSoftmax(Part):
@@ -30,18 +33,19 @@ class SampledSoftmax(Part):
 
     def __call__(self, logits: Logits) -> tf.Tensor:
         """Returns [B] float32."""
-        some, log_sum = masked_log_sum_exp(logits.negatives, logits.keep)
-        # The inner `where` keeps the gradient of an empty row finite, the outer one makes it 0.
-        margin = tf.where(some, log_sum - logits.positive, 0.0)
+        some, margin = masked_log_sum_exp(logits.negatives, logits.keep, origin=logits.positive)
         return tf.where(some, tf.math.softplus(margin), 0.0)
 
 
-def masked_log_sum_exp(logits: tf.Tensor, keep: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Log-sum-exp over the kept columns of each row.
+def masked_log_sum_exp(
+    logits: tf.Tensor, keep: tf.Tensor, *, origin: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Log-sum-exp over the kept columns of each row, as its distance from a number of the row.
 
     Args:
         logits: [B, C] float32.
         keep: [B, C] bool.
+        origin: [B] float32, subtracted.
 
     Returns:
         Whether the row has any kept column, [B] bool, and the value, [B] float32, 0 where it has
@@ -54,4 +58,27 @@ def masked_log_sum_exp(logits: tf.Tensor, keep: tf.Tensor) -> tuple[tf.Tensor, t
     # Shifted before it is masked: an extreme peak cannot lift a masked column above zero weight.
     weights = tf.exp(tf.where(keep, logits - peak[:, None], lowest))
     total = tf.where(some, tf.reduce_sum(weights, axis=1), 1.0)
-    return some, tf.where(some, peak, 0.0) + tf.math.log(total)
+    # Peak and origin first: their difference is small where both are large, the rest is rounded.
+    # The `where` keeps the gradient of an empty row at 0.
+    return some, tf.where(some, peak - origin, 0.0) + tf.math.log(total)
+
+
+def one_hot_labels(logits: Logits, *, own_rows: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Lays logits out as losses and metrics of Keras and TFRS know them.
+
+    Args:
+        logits: positive [B] and negatives [B, C].
+        own_rows: [C] int32, the row whose positive each column is, -1 for none; None where the
+            positives have no columns.
+
+    Returns:
+        One-hot labels and logits, both [B, C] float32 with the positive in its own column, or
+        [B, 1 + C] with the positive first.
+    """
+    negatives = tf.where(logits.keep, logits.negatives, MASKED_LOGIT)
+    if own_rows is not None:
+        own = own_rows[None, :] == tf.range(tf.shape(logits.positive)[0])[:, None]
+        return tf.cast(own, tf.float32), tf.where(own, logits.positive[:, None], negatives)
+    scores = tf.concat([logits.positive[:, None], negatives], axis=1)
+    labels = tf.one_hot(tf.zeros_like(logits.positive, tf.int32), tf.shape(scores)[1])
+    return labels, scores

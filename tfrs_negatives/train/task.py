@@ -18,7 +18,7 @@ from tfrs_negatives.score.affinity import Affinity, ItemBias
 from tfrs_negatives.score.keep_masks import AccidentalHits, apply_masks
 from tfrs_negatives.score.log_q import correct_logits
 from tfrs_negatives.train.hard_negatives import Hardest
-from tfrs_negatives.train.losses import SampledSoftmax
+from tfrs_negatives.train.losses import SampledSoftmax, one_hot_labels
 from tfrs_negatives.types import (
     EMPTY_ID,
     CandidatePool,
@@ -36,8 +36,6 @@ from tfrs_negatives.types import (
 )
 
 Reduction = Literal["mean", "sum"]
-# What a masked logit becomes for losses and metrics of Keras, which know no mask.
-MASKED_LOGIT = tf.float32.min / 100.0
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
@@ -79,9 +77,8 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         4.0
 
     Relations: `Retrieval(reduction="sum")` equals `tfrs.tasks.Retrieval()` in loss, gradient and
-        batch
-    metrics, except that a probability below 1e-6 is not raised to it, and that `score_mask` never
-    hides a row's own positive.
+        batch metrics, except that a probability below 1e-6 is not raised to it, and that
+        `score_mask` never hides a row's own positive.
     """
 
     def __init__(
@@ -208,6 +205,8 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             InputError: if an argument that this composition needs is missing or has the wrong
                 shape.
         """
+        if score_mask is not None and self.negatives[0].name != InBatch.name:
+            raise bad_input("score_mask", "the batch as the first source", self.negatives[0].name)
         context = self._context(
             query_embeddings, candidate_embeddings, candidate_ids, features or {}, encode_items
         )
@@ -274,15 +273,16 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         """Builds the pool, with log counts from the sources or from the caller's probabilities."""
         if probability is None or self.correct is None:
             return build_pool(self.negatives, context, corrected=self._knows_counts)
-        if [source.name for source in self.negatives] != [InBatch.name]:
-            names = [source.name for source in self.negatives]
+        names = [source.name for source in self.negatives]
+        if names != [InBatch.name]:
             rule = "none beside other sources than the batch: use `frequency`"
             raise bad_input("candidate_sampling_probability", rule, f"one beside {names}")
         pool = build_pool(self.negatives, context, corrected=False)
+        log_count = tf.math.log(tf.cast(probability, tf.float32))
         # A probability differs from a count by a factor of the batch, which cancels in the softmax
-        # of policy "both"; for "negatives" the count is what estimates the denominator.
-        num_columns = tf.cast(tf.shape(pool.ids)[0], tf.float32)
-        log_count = tf.math.log(tf.cast(probability, tf.float32)) + tf.math.log(num_columns)
+        # of policy "both" (TFRS leaves it out); "negatives" needs it to estimate the denominator.
+        if self.correct == "negatives":
+            log_count += tf.math.log(tf.cast(tf.shape(pool.ids)[0], tf.float32))
         positives = log_count[: tf.shape(context.query_embeddings)[0]]
         return pool._replace(log_expected_count=log_count, positive_log_expected_count=positives)
 
@@ -300,16 +300,14 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
     def _labels_and_scores(
         self, logits: Logits, pool: CandidatePool
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """One-hot labels and logits [B, C] as Keras and TFRS know them."""
-        negatives = tf.where(logits.keep, logits.negatives, MASKED_LOGIT)
-        has_own_columns = self.negatives[0].name == InBatch.name and not self.miners
-        if has_own_columns:
-            rows = tf.range(tf.shape(logits.positive)[0])
-            own = pool.own_rows[None, :] == rows[:, None]
-            return tf.cast(own, tf.float32), tf.where(own, logits.positive[:, None], negatives)
-        scores = tf.concat([logits.positive[:, None], negatives], axis=1)
-        labels = tf.one_hot(tf.zeros_like(logits.positive, tf.int32), tf.shape(scores)[1])
-        return labels, scores
+        if self.negatives[0].name != InBatch.name:
+            return one_hot_labels(logits, own_rows=None)
+        if not self.miners:
+            return one_hot_labels(logits, own_rows=pool.own_rows)
+        # A miner that kept all C columns has left the row's own one, which is masked, at the end.
+        labels, scores = one_hot_labels(logits, own_rows=None)
+        width = tf.shape(pool.ids)[0]
+        return labels[:, :width], scores[:, :width]
 
     def _record(self, scores: Logits, pool: CandidatePool) -> None:
         sources = tf.range(len(self.negatives))

@@ -1,0 +1,119 @@
+"""Trains configurations over several seeds and writes what they reach, with its spread.
+
+    .venv/bin/python benchmarks/quality/run.py configs/ml100k_in_batch_logq.yaml --seeds 0 1 2
+    .venv/bin/python benchmarks/quality/run.py --table
+
+A result is `results/<config>.json`: date, machine, versions, configuration, the metrics of each
+seed, their mean and standard deviation. `--table` only renders the results as `README.md`.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from tfrs_negatives.config import load_config
+from tfrs_negatives.experiments import train_run
+from tfrs_negatives.progress import EpochProgress
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PACKAGES = ("tensorflow", "tf_keras", "tensorflow-recommenders", "numpy", "tfrs-negatives")
+COLUMNS = (
+    "recall_at_10",
+    "recall_at_20",
+    "recall_at_100",
+    "ndcg_at_20",
+    "tail_recall_at_100",
+    "coverage_at_100",
+)
+
+
+def main() -> None:
+    """Runs the configurations, or renders the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("configs", nargs="*", type=Path)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--table", action="store_true", help="only render README.md")
+    arguments = parser.parse_args()
+    for path in arguments.configs:
+        result = run(path, arguments.seeds)
+        draft = RESULTS / f".{path.stem}.draft"
+        draft.write_text(json.dumps(result, indent=2) + "\n")
+        draft.rename(RESULTS / f"{path.stem}.json")
+    (HERE / "README.md").write_text(render())
+
+
+def run(path: Path, seeds: list[int]) -> dict[str, Any]:
+    """Trains one configuration once per seed."""
+    runs = []
+    for seed in seeds:
+        config = load_config(path, [f"train.seed={seed}"])
+        bar = EpochProgress(config.train.epochs, label=f"{path.stem} seed {seed}")
+        with tempfile.TemporaryDirectory() as folder:
+            metrics = train_run(config, Path(folder) / "run", callbacks=[bar])
+        runs.append({"seed": seed, **metrics})
+    names = list(runs[0]["test"])
+    values = {name: [r["test"][name] for r in runs] for name in names}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "config": load_config(path).model_dump(),
+        "mean": {name: statistics.fmean(values[name]) for name in names},
+        "deviation": {
+            name: statistics.stdev(values[name]) if len(seeds) > 1 else None for name in names
+        },
+        "runs": runs,
+    }
+
+
+def render() -> str:
+    """Renders every result as a row of one table per log."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    logs: dict[str, list[str]] = {}
+    for name, result in results.items():
+        logs.setdefault(result["runs"][0]["data"], []).append(name)
+    tables = [_table(log, {n: results[n] for n in names}) for log, names in logs.items()]
+    usage = "\n".join(f"    {line.strip()}" for line in __doc__.splitlines() if ".venv" in line)
+    intro = (
+        "# Quality\n\nWritten by `run.py` from `results/*.json`. Each row is `configs/<row>.yaml`; "
+        "the value is the mean over the seeds, ± the standard deviation; the last epoch is "
+        "reported, none is chosen on the test part. Full corpus, training items excluded.\n\n"
+        f"{usage}\n"
+    )
+    return intro + "\n".join(tables)
+
+
+def _table(log: str, results: dict[str, dict[str, Any]]) -> str:
+    columns = [c for c in COLUMNS if any(c in r["mean"] for r in results.values())]
+    lines = [
+        f"\n## {log}\n",
+        "| row | " + " | ".join(columns) + " | s/epoch | seeds | date |",
+        "|---" * (len(columns) + 4) + "|",
+    ]
+    for name, result in results.items():
+        seconds = statistics.fmean(r["seconds_per_epoch"] for r in result["runs"])
+        cells = [_cell(result, column) for column in columns]
+        tail = [f"{seconds:.1f}", str(len(result["runs"])), result["date"]]
+        lines.append("| " + " | ".join([name, *cells, *tail]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(result: dict[str, Any], name: str) -> str:
+    if name not in result["mean"]:
+        return ""
+    spread = result["deviation"][name]
+    return f"{result['mean'][name]:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+
+
+if __name__ == "__main__":
+    main()

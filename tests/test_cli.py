@@ -1,0 +1,192 @@
+"""The command line on a small CSV log: files, exit codes, one sentence per mistake."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tfrs_negatives.cli import main
+
+SMALL = [
+    "data.columns.query=[user, age]",
+    "data.columns.item_id=item",
+    "data.columns.query_key=user",
+    "data.columns.timestamp=time",
+    "model.embedding_dim=4",
+    "model.hidden=[8]",
+    "model.output_dim=4",
+    "negatives.num_uniform=16",
+    "train.epochs=2",
+    "train.batch_size=64",
+    "evaluation.ks=[5]",
+    "index.ks=[3, 5]",
+]
+
+
+@pytest.fixture(scope="module")
+def log_file(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, 20, 400), rng.integers(0, 30, 400)
+    lines = ["user,item,age,time"]
+    lines += [f"u{u},i{i},{20 + u},{t}" for t, (u, i) in enumerate(zip(users, items, strict=True))]
+    path = tmp_path_factory.mktemp("log") / "events.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs the command line in this process: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tfrs-negatives", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        output = capsys.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(log_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    arguments = ["train", "--out", str(folder), f"data.source=csv:{log_file}", *SMALL]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tfrs-negatives", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert not stop.value.code
+    return folder
+
+
+def test_help_does_not_import_tensorflow():
+    program = (
+        "import sys; sys.argv = ['tfrs-negatives', '--help']\n"
+        "from tfrs_negatives.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "sys.exit('tensorflow' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "recommend" in result.stdout
+
+
+def test_train_writes_the_whole_run(run_folder):
+    names = {path.name for path in run_folder.iterdir()}
+    assert names >= {"config.yaml", "metrics.json", "history.csv", "model.keras", "queries.parquet"}
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert 0 <= metrics["test"]["recall_at_5"] <= 1
+    header, *rows = (run_folder / "history.csv").read_text().splitlines()
+    assert header.startswith("epoch,loss")
+    assert len(rows) == 2
+    assert [path.name for path in run_folder.parent.iterdir()] == ["first"]
+
+
+def test_evaluate_repeats_what_training_reported(call, run_folder):
+    before = json.loads((run_folder / "metrics.json").read_text())
+    code, out, _ = call("evaluate", run_folder, "--json")
+    assert code == 0
+    assert json.loads(out)["test"] == pytest.approx(before["test"])
+
+
+def test_index_then_recommend(call, run_folder):
+    code, _, err = call("recommend", run_folder, "u3")
+    assert (code, "tfrs-negatives index" in err) == (2, True)
+    code, out, _ = call("index", run_folder, "--json")
+    assert code == 0
+    assert json.loads(out)["num_items"] == 30
+    code, out, _ = call("recommend", run_folder, "u3", "--k", "3", "--json")
+    records = json.loads(out)
+    assert (code, [r["rank"] for r in records]) == (0, [1, 2, 3])
+    assert records[0]["score"] >= records[1]["score"] >= records[2]["score"]
+    assert len({r["id"] for r in records}) == 3
+    code, _, err = call("recommend", run_folder, "nobody", "--k", "3")
+    assert code == 2
+    assert "`query`" in err
+    code, _, err = call("recommend", run_folder, "u3", "--k", "31")
+    assert code == 2
+    assert "`k`" in err
+
+
+def test_the_same_seed_gives_the_same_metrics(call, run_folder, log_file, tmp_path):
+    source = f"data.source=csv:{log_file}"
+    code, out, _ = call("train", "--out", tmp_path / "again", "--json", source, *SMALL)
+    assert code == 0
+    before = json.loads((run_folder / "metrics.json").read_text())
+    assert json.loads(out)["test"] == before["test"]
+    assert json.loads(out)["loss"] == before["loss"]
+
+
+def test_dry_run_prints_every_key_and_writes_nothing(call, tmp_path):
+    code, out, _ = call("train", "--dry-run", "--out", tmp_path / "x", "train.epochs=3")
+    assert code == 0
+    assert "epochs: 3" in out
+    assert "num_uniform: 2048" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_is_content_here(call):
+    code, out, _ = call("doctor", "--json")
+    assert code == 0, out
+    assert {check["name"] for check in json.loads(out)} >= {"scann ops", "legacy keras"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["data.source=nowhere"], "source"),
+        (["data.source=csv:gone.csv"], "gone.csv"),
+        (["data.columns.item_id=thing"], "thing"),
+        (["data.columns.query=[user, shoe_size]"], "shoe_size"),
+        (["data.columns.query_key=shoe_size"], "shoe_size"),
+        (["data.split=leave_last_out", "data.columns.timestamp=null"], "timestamp"),
+        (["data.min_rating=3"], "rating"),
+        (["evaluation.ks=[31]"], "`evaluation.ks`"),
+        (["evaluation.ks=[0]"], "`evaluation.ks`"),
+        (["index.ks=[31]"], "`index.ks`"),
+        (["negatives.num_uniform=-3"], "`negatives.num_uniform`"),
+        (["model.query_features={shoe_size: numeric}"], "shoe_size"),
+        (["model.query_features={user: numeric}"], "user"),
+        (["model.query_features={user: null, age: null}"], "features"),
+        (["train.epoch=3"], "perhaps `train.epochs`"),
+        (["--config", "gone.yaml"], "gone.yaml"),
+    ],
+)
+def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(
+    call, log_file, tmp_path, arguments, says
+):
+    out = tmp_path / "run"
+    code, printed, err = call(
+        "train", "--out", out, f"data.source=csv:{log_file}", *SMALL, *arguments
+    )
+    assert code == 2, err
+    assert says in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("error: `")
+    assert printed == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_run_is_kept_unless_told_otherwise(call, run_folder, log_file):
+    before = (run_folder / "metrics.json").read_bytes()
+    code, _, err = call("train", "--out", run_folder, f"data.source=csv:{log_file}", *SMALL)
+    assert code == 2
+    assert "--overwrite" in err
+    assert (run_folder / "metrics.json").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(call, log_file, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = call("train", "--out", tmp_path / "file" / "run", f"data.source=csv:{log_file}")
+    assert code == 2
+    assert "`run`" in err
+
+
+def test_a_folder_that_is_no_run_is_named(call, tmp_path):
+    for command in (["evaluate", tmp_path], ["index", tmp_path], ["recommend", tmp_path, "u1"]):
+        code, _, err = call(*command)
+        assert code == 2
+        assert "`run`" in err

@@ -1,0 +1,99 @@
+"""The log expected count of a mixture of sources, against counts added by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.propose.frequency import ExactFrequency
+from tfrs_negatives.propose.negatives import InBatch, IndexStream, Uniform
+from tfrs_negatives.propose.pool import build_pool, mixture_log_expected_count
+from tfrs_negatives.types import StepContext
+
+CATALOGUE = ItemCatalogue([10, 20, 30, 40])
+SHARES = ExactFrequency([10, 20, 30, 40, 99], [8, 4, 2, 2, 4])
+INDEX_ITEMS = {"item_id": tf.constant([20, 40, 20], tf.int64)}
+
+
+def encode(features):
+    ids = tf.cast(features["item_id"], tf.float32)
+    return tf.stack([ids, -ids], axis=1)
+
+
+@pytest.fixture
+def context():
+    """Two queries and five items: the positives 10 and 99, and three extra candidates."""
+    item_ids = tf.constant([10, 99, 20, 10, 30], tf.int64)
+    return StepContext(
+        query_embeddings=tf.ones([2, 2]),
+        item_embeddings=encode({"item_id": item_ids}),
+        item_ids=item_ids,
+        features={"index_items": INDEX_ITEMS},
+        seed=tf.constant([1, 2]),
+        log_probability=SHARES.log_probability,
+        encode_items=encode,
+    )
+
+
+def counts(sources, ids, context):
+    answer = mixture_log_expected_count(sources, tf.constant(ids, tf.int64), context)
+    assert answer.dtype == tf.float32
+    return np.exp(answer.numpy())
+
+
+def test_one_source_is_its_own_count(context):
+    # Five columns of the stream, item 10 is 8 of 20 events.
+    np.testing.assert_allclose(counts([InBatch()], [10], context), [5 * 8 / 20], rtol=1e-6)
+    np.testing.assert_allclose(counts([Uniform(CATALOGUE, 6)], [10], context), [6 / 4], rtol=1e-6)
+
+
+def test_expected_counts_of_three_sources_add_up(context):
+    sources = [InBatch(), Uniform(CATALOGUE, 6), IndexStream(CATALOGUE, 3)]
+    # In batch 5 q, uniform 6/4, stream 3/4.
+    expected = [5 * 0.4 + 2.25, 5 * 0.2 + 2.25, 5 * 0.1 + 2.25]
+    np.testing.assert_allclose(counts(sources, [10, 20, 30], context), expected, rtol=1e-6)
+
+
+def test_an_item_outside_the_catalogue_comes_from_the_batch_alone(context):
+    sources = [InBatch(), Uniform(CATALOGUE, 6), IndexStream(CATALOGUE, 3)]
+    np.testing.assert_allclose(counts(sources, [99], context), [5 * 0.2], rtol=1e-6)
+    outside = mixture_log_expected_count(sources[1:], tf.constant([99], tf.int64), context)
+    assert outside.numpy() == [-math.inf]
+
+
+def test_columns_and_positives_get_the_mixture_whichever_source_made_them(context):
+    pool = build_pool([InBatch(), IndexStream(CATALOGUE, 3)], context, corrected=True)
+    assert pool.ids.numpy().tolist() == [10, 99, 20, 10, 30, 20, 40, 20]
+    assert pool.origin.numpy().tolist() == [0] * 5 + [1] * 3
+    assert pool.own_rows.numpy().tolist() == [0, 1, -1, -1, -1, -1, -1, -1]
+    of = {10: 2.75, 99: 1.0, 20: 1.75, 30: 1.25, 40: 1.25}
+    expected = [of[i] for i in pool.ids.numpy().tolist()]
+    np.testing.assert_allclose(np.exp(pool.log_expected_count), expected, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(pool.positive_log_expected_count), [2.75, 1.0], rtol=1e-6)
+
+
+def test_without_correction_no_frequency_is_asked_for(context):
+    def refuse(ids):
+        raise AssertionError("asked")
+
+    pool = build_pool([InBatch()], context._replace(log_probability=refuse), corrected=False)
+    assert pool.log_expected_count is None
+    assert pool.positive_log_expected_count is None
+
+
+def test_uniform_columns_come_as_often_as_their_expected_count(context):
+    source = Uniform(CATALOGUE, 8)
+    drawn = [
+        build_pool(
+            [InBatch(), source], context._replace(seed=tf.constant([3, step])), corrected=False
+        ).ids.numpy()[5:]
+        for step in range(250)
+    ]
+    seen = np.array([(np.array(drawn) == i).sum() for i in (10, 20, 30, 40)]) / 250
+    expected = np.exp(source.log_expected_count(tf.constant([10, 20, 30, 40], tf.int64), context))
+    # Binomial of 8 columns at 1/4: deviation 1.22 in one step.
+    np.testing.assert_allclose(seen, expected, atol=4 * 1.22 / math.sqrt(250))

@@ -1,0 +1,182 @@
+"""One string chooses the data: `load("ml-100k:PATH")`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tfrs_negatives.datasets.interactions import Interactions, RetrievalData, SourceLog
+from tfrs_negatives.datasets.movielens import read_grouplens, read_prepared
+from tfrs_negatives.datasets.splits import AS_GIVEN, SPLITS, Parts
+from tfrs_negatives.datasets.synthetic import synthetic
+from tfrs_negatives.datasets.tables import LogColumns, read_tables
+from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.types import bad_input
+
+SOURCES = (
+    "synthetic",
+    "movielens/100k",
+    "movielens/1m",
+    "ml-100k:PATH",
+    "lightgcn:PATH",
+    "parquet:PATH",
+    "csv:PATH",
+)
+
+
+def load(
+    source: str,
+    *,
+    split: str | None = None,
+    test_fraction: float = 0.2,
+    min_rating: float | None = None,
+    seed: int = 0,
+    data_dir: str | None = None,
+    columns: LogColumns | None = None,
+) -> RetrievalData:
+    """Reads a log, keeps the positives and cuts it into training and test.
+
+    Args:
+        source: one of
+            `synthetic`, the built-in generator at its default sizes;
+            `movielens/100k` or `movielens/1m`, through tensorflow-datasets;
+            `ml-100k:PATH`, the folder that GroupLens ships;
+            `lightgcn:PATH`, a folder with train.txt and test.txt, each line a user and then items;
+            `parquet:PATH` or `csv:PATH`, a file or a folder of files.
+        split: a name in `SPLITS`, or `as_given` for the split that the source comes with; None is
+            `as_given` where there is one, otherwise `random`.
+        test_fraction: share of test for the splits that have a choice.
+        min_rating: events with a lower rating are dropped; None keeps all.
+        seed: of the split, and of the synthetic generator.
+        data_dir: folder of tensorflow-datasets; None is its own default. What is not prepared
+            there is downloaded.
+        columns: the meaning of the columns of a Parquet or CSV source, and only of those.
+
+    Returns:
+        The data. Only the synthetic log with its own split has a `truth`.
+
+    Raises:
+        InputError: if the source is unknown, missing or malformed, an item of the log is not in the
+            catalogue, nothing is left after the threshold, or a side of the split is empty.
+
+    Example:
+        >>> data = load("synthetic", split="by_time", test_fraction=0.1)
+        >>> len(data.train), len(data.test), data.truth is None
+        (180000, 20000, True)
+    """
+    found = _read(source, seed, data_dir, columns)
+    if not len(found.log):
+        raise bad_input("source", "a log with at least one event", f"an empty log in {source}")
+    found = _keep_positives(found, min_rating)
+    found.log.item_rows(found.items)
+    if split is None:
+        split = "random" if found.is_test is None else AS_GIVEN
+    train, test = _cut(found, split, test_fraction, seed)
+    return RetrievalData(
+        train=train,
+        test=test,
+        items=found.items,
+        name=_short_name(source),
+        truth=found.truth if split == AS_GIVEN else None,
+        titles=found.titles,
+    )
+
+
+def _read(source: str, seed: int, data_dir: str | None, columns: LogColumns | None) -> SourceLog:
+    kind, has_path, path = source.partition(":")
+    is_table = kind in ("parquet", "csv")
+    if f"{kind}:PATH" * bool(has_path and path) + kind * (not has_path) not in SOURCES:
+        raise bad_input("source", f"one of {', '.join(SOURCES)}", repr(source))
+    if is_table != (columns is not None):
+        expected = "the columns of a parquet or csv source, and of no other"
+        raise bad_input("columns", expected, f"{columns} for {source}")
+    if has_path and not Path(path).exists():
+        raise bad_input("source", "an existing file or folder", path)
+    if columns is not None:
+        return read_tables(Path(path), kind, columns)
+    if kind == "synthetic":
+        return _read_synthetic(seed)
+    if kind == "ml-100k":
+        return read_grouplens(Path(path))
+    if kind == "lightgcn":
+        return _read_lightgcn(Path(path))
+    return read_prepared(kind.removeprefix("movielens/"), data_dir)
+
+
+def _short_name(source: str) -> str:
+    kind, _, path = source.partition(":")
+    return f"{kind}:{Path(path).name}" if path else kind
+
+
+def _keep_positives(found: SourceLog, min_rating: float | None) -> SourceLog:
+    if min_rating is None:
+        return found
+    if found.ratings is None:
+        raise bad_input("min_rating", "None for a source without ratings", min_rating)
+    kept = found.ratings >= min_rating
+    if not kept.any():
+        expected = f"a rating that some event reaches; the highest is {found.ratings.max()}"
+        raise bad_input("min_rating", expected, min_rating)
+    return replace(
+        found,
+        log=found.log.take(kept),
+        ratings=found.ratings[kept],
+        is_test=None if found.is_test is None else found.is_test[kept],
+    )
+
+
+def _cut(found: SourceLog, split: str, test_fraction: float, seed: int) -> Parts:
+    if split == AS_GIVEN:
+        if found.is_test is None:
+            raise bad_input("split", f"one of {sorted(SPLITS)} for a source without a split", split)
+        if found.is_test.all() or not found.is_test.any():
+            raise bad_input("split", "events on both sides of the given split", "an empty side")
+        return found.log.take(~found.is_test), found.log.take(found.is_test)
+    if split not in SPLITS:
+        raise bad_input("split", f"one of {sorted([*SPLITS, AS_GIVEN])}", repr(split))
+    return SPLITS[split](found.log, test_fraction, seed)
+
+
+def _read_synthetic(seed: int) -> SourceLog:
+    data = synthetic(seed=seed)
+    train, test = data.train, data.test
+    log = Interactions(
+        {n: np.concatenate([c, test.query_features[n]]) for n, c in train.query_features.items()},
+        np.concatenate([train.item_ids, test.item_ids]),
+        query_key=train.query_key,
+        timestamps=np.concatenate([train.timestamps, test.timestamps]),
+    )
+    is_test = np.repeat([False, True], [len(train), len(test)])
+    return SourceLog(log, data.items, is_test=is_test, truth=data.truth)
+
+
+def _read_lightgcn(folder: Path) -> SourceLog:
+    train_users, train_items = _read_lists(folder / "train.txt")
+    test_users, test_items = _read_lists(folder / "test.txt")
+    users = np.concatenate([train_users, test_users])
+    item_ids = np.concatenate([train_items, test_items])
+    log = Interactions({"user_id": users}, item_ids, query_key="user_id")
+    is_test = np.repeat([False, True], [len(train_items), len(test_items)])
+    return SourceLog(log, ItemCatalogue(np.unique(item_ids)), is_test=is_test)
+
+
+def _read_lists(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the user and the item of each event, [E] int64 each; a line may hold a user alone."""
+    if not path.is_file():
+        raise bad_input("source", "a folder with train.txt and test.txt", f"no file {path}")
+    users, lengths, items = [], [], []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            ids = [int(word) for word in line.split()]
+        except ValueError:
+            ids = [-1]
+        if ids and min(ids) < 0:
+            expected = f"ids that are integers not below 0 in line {number}"
+            raise bad_input(path.name, expected, line[:60].decode(errors="replace"))
+        if ids:
+            users.append(ids[0])
+            lengths.append(len(ids) - 1)
+            items.extend(ids[1:])
+    return np.repeat(np.array(users, np.int64), lengths), np.array(items, np.int64)

@@ -1,0 +1,82 @@
+"""The main job on the built-in log: compare samplers, then index the best and ask it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tfrs_negatives.config import RunConfig, load_config
+from tfrs_negatives.datasets import RetrievalData
+from tfrs_negatives.evaluation import MostPopular, evaluate
+from tfrs_negatives.experiments import index_run, load_data, recommend, train_run
+from tfrs_negatives.progress import EpochProgress, print_records
+
+COMMON = ["index.kind=scann"]
+SAMPLERS = {
+    "in-batch, no correction": (
+        "in_batch",
+        ["negatives.recipe=in_batch", "negatives.correct=null"],
+    ),
+    "in-batch + logQ": ("in_batch_logq", ["negatives.recipe=in_batch"]),
+    "mixed (MNS)": ("mixed", ["negatives.recipe=mixed_negative_sampling"]),
+}
+METRICS = ("recall", "tail_recall", "unseen_recall")
+
+
+def run_demo(out: Path, *, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Trains each sampler on the synthetic log and builds the index of the last.
+
+    Args:
+        out: where the run folders go, one per sampler.
+        overwrite: whether runs of an earlier demo may be replaced.
+        quiet: print nothing on standard output.
+
+    Returns:
+        `table`: a record per row; `index`: the manifest; `answers`: per user, what was recommended.
+
+    Raises:
+        InputError: if the folder cannot be written or holds runs already.
+    """
+    configs = {row: load_config(overrides=[*COMMON, *keys]) for row, (_, keys) in SAMPLERS.items()}
+    data = load_data(next(iter(configs.values())))
+    table = [_popular_row(data, next(iter(configs.values())))]
+    for row, config in configs.items():
+        bar = EpochProgress(config.train.epochs, label=row)
+        folder = out / SAMPLERS[row][0]
+        metrics = train_run(config, folder, data=data, overwrite=overwrite, callbacks=[bar])
+        seconds = metrics["seconds_per_epoch"]
+        table.append({"sampler": row, **_columns(metrics["test"], config), "s/epoch": seconds})
+    if not quiet:
+        print_records(table, title=f"{data.name}: {len(data.train):,} events, full corpus")
+    manifest = index_run(folder, overwrite=overwrite)
+    users = data.train.queries()[0][str(data.train.query_key)][:3].astype(str).tolist()
+    answers = {user: recommend(folder, user, k=5) for user in users}
+    if not quiet:
+        _print_answers(manifest, answers, folder)
+    return {"table": table, "index": manifest, "answers": answers}
+
+
+def _popular_row(data: RetrievalData, config: RunConfig) -> dict[str, Any]:
+    popular = MostPopular(data.items, data.train.item_counts(data.items))
+    ks = config.evaluation.ks
+    result = evaluate(popular, data.test, ks=ks, exclude=data.train, train=data.train)
+    return {"sampler": "most popular", **_columns(result.metrics, config), "s/epoch": ""}
+
+
+def _columns(metrics: dict[str, float], config: RunConfig) -> dict[str, float]:
+    ks = config.evaluation.ks
+    shown = {f"{name}_at_{k}": f"{name}@{k}".replace("_recall", "") for name in METRICS for k in ks}
+    shown[f"coverage_at_{max(ks)}"] = f"coverage@{max(ks)}"
+    return {label: metrics[name] for name, label in shown.items() if name in metrics}
+
+
+def _print_answers(
+    manifest: dict[str, Any], answers: dict[str, list[dict[str, Any]]], folder: Path
+) -> None:
+    print(
+        f"\n{manifest['kind']} index of {manifest['num_items']:,} items, "
+        f"recall {manifest['recall']}"
+    )
+    for user, records in answers.items():
+        print_records(records, title=f"for {user}")
+    print(f"wrote {folder.parent}; try: tfrs-negatives recommend {folder} {next(iter(answers))}")
