@@ -6,38 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
+from evaluation_cases import FakeModel, from_scores, log
 from reference_metrics import evaluate_slowly
 
 from tfrs_negatives.datasets.interactions import Interactions
 from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.evaluation import MostPopular, RandomRanking, TopKEvaluation, evaluate
+from tfrs_negatives.evaluation import MostPopular, RandomRanking, evaluate
 from tfrs_negatives.types import InputError
-
-
-class FakeModel:
-    """Two matrices; ids of users and items are 100 + row, so that ids and rows differ."""
-
-    def __init__(self, queries, vectors, ids=None):
-        self.queries, self.vectors = np.float32(queries), np.float32(vectors)
-        self.items = ItemCatalogue(100 + np.arange(len(vectors)) if ids is None else ids)
-
-    def query_vectors(self, features):
-        return tf.gather(self.queries, tf.cast(features["user_id"], tf.int64) - 100)
-
-    def item_vectors(self, features):
-        return tf.gather(self.vectors, self.items.rows(features["item_id"]))
-
-
-def log(*events, **columns):
-    """Interactions from (user row, item row) pairs."""
-    users, rows = np.array(events, np.int64).reshape(-1, 2).T
-    return Interactions({"user_id": users + 100}, rows + 100, query_key="user_id", **columns)
-
-
-def from_scores(scores):
-    """A model with exactly these scores: each query picks out its row."""
-    scores = np.asarray(scores, np.float32)
-    return FakeModel(np.eye(len(scores)), scores.T)
 
 
 def random_case(seed, *, num_queries, num_items, num_test, num_seen, levels):
@@ -365,61 +340,6 @@ def test_scores_that_overflow_are_refused():
     # 1e30 * 1e30 is infinite in float32, and the sum of both signs is NaN.
     with pytest.raises(InputError, match="inner products within float32"):
         evaluate(FakeModel([[1e30, 1e30]], [[1e30, -1e30], [1, 1]]), log((0, 1)), ks=[1])
-
-
-class Trainable(tf.keras.Model):
-    """Learns nothing; the score of item 0 falls with every epoch that passes."""
-
-    def __init__(self):
-        super().__init__()
-        self.items = ItemCatalogue(100 + np.arange(4))
-        self.step = self.add_weight(name="step", shape=[], initializer="zeros", trainable=False)
-
-    def call(self, inputs):
-        return inputs
-
-    def train_step(self, data):
-        self.step.assign_add(1.0)
-        return {"loss": self.step}
-
-    def query_vectors(self, features):
-        return tf.ones([len(features["user_id"]), 1])
-
-    def item_vectors(self, features):
-        height = {100: 3.5 - self.step, 101: 1.0, 102: 2.0, 103: 0.0}
-        return tf.stack([height[i] for i in features["item_id"].numpy().tolist()])[:, None]
-
-
-def fit(*callbacks, epochs=6):
-    model = Trainable()
-    model.compile()
-    history = model.fit(np.zeros([1, 1]), epochs=epochs, verbose=0, callbacks=list(callbacks))
-    return history.history
-
-
-def test_callback_stops_training_on_recall():
-    # The score of item 0 is 2.5, 1.5, 0.5, -0.5 against 2, 1 and 0: ranks 1, 2, 3, 4.
-    evaluation = TopKEvaluation(log((0, 0)), ks=(1, 2), train=log((0, 0)))
-    stop = tf.keras.callbacks.EarlyStopping("val_recall_at_2", mode="max", patience=1)
-    history = fit(evaluation, stop)
-    assert history["val_recall_at_2"] == [1, 1]
-    assert history["val_mrr_at_2"] == [1, 0.5]
-    assert history["val_head_recall_at_1"] == [1, 0]
-    assert history["loss"] == [1, 2]
-
-
-def test_callback_leaves_the_other_epochs_alone():
-    history = fit(TopKEvaluation(log((0, 0)), ks=[2], every_epochs=2), epochs=5)
-    assert history["val_recall_at_2"] == [1, 0]
-    assert history["val_mrr_at_2"] == [0.5, 0]
-    assert len(history["loss"]) == 5
-
-
-def test_callback_finds_bad_data_before_the_first_epoch():
-    with pytest.raises(InputError, match="`ks`: expected at most 4"):
-        fit(TopKEvaluation(log((0, 0)), ks=[5]))
-    with pytest.raises(InputError, match="`every_epochs`: expected a positive integer"):
-        TopKEvaluation(log((0, 0)), every_epochs=0)
 
 
 def test_progress_shows_a_bar(capsys):

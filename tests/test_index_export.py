@@ -199,6 +199,14 @@ def test_a_damaged_export_is_refused_with_the_file_named(exported_exact, tmp_pat
         load_index(folder)
 
 
+def test_a_truncated_file_is_told_from_a_changed_one(exported_exact, tmp_path):
+    file = shutil.copytree(exported_exact[1], tmp_path / "copy") / "saved_model.pb"
+    size = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:-7])
+    with pytest.raises(InputError, match=f"expected {size} bytes. Received: {size - 7} bytes"):
+        load_index(tmp_path / "copy")
+
+
 def test_a_folder_without_an_export_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(InputError, match="`path`: expected an exported index"):

@@ -64,6 +64,9 @@ class ModelConfig(Section):
     output_dim: int | None = Field(
         128, ge=1, description="null: the last hidden layer is the output"
     )
+    id_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of user and item ids read as unknown in training"
+    )
     query_features: FeatureKinds = Field({}, description="name: kind, where the guess is wrong")
     item_features: FeatureKinds = {}
     similarity: Literal["dot", "cosine"] = "cosine"
@@ -85,10 +88,10 @@ class NegativesConfig(Section):
 class TrainConfig(Section):
     """How long and how fast."""
 
-    epochs: int = Field(10, ge=1)
+    epochs: int = Field(6, ge=1)
     batch_size: int = Field(2048, ge=1)
-    optimizer: Literal["adagrad", "sparse_adam"] = "adagrad"
-    learning_rate: float = Field(0.05, gt=0)
+    optimizer: Literal["adagrad", "sparse_adam"] = "sparse_adam"
+    learning_rate: float = Field(0.003, gt=0)
     seed: int = Field(0, ge=0)
 
 

@@ -11,7 +11,7 @@ from tfrs_negatives.evaluation import MostPopular, evaluate
 from tfrs_negatives.experiments import index_run, load_data, recommend, train_run
 from tfrs_negatives.progress import EpochProgress, print_records
 
-COMMON = ["index.kind=scann"]
+COMMON = ["index.kind=scann", "model.id_dropout=0.2"]
 SAMPLERS = {
     "in-batch, no correction": (
         "in_batch",

@@ -69,8 +69,13 @@ def build_model(config: RunConfig, data: RetrievalData) -> TwoTower:
     counts = data.train.item_counts(data.items)
     seen = {name: column[counts > 0] for name, column in data.items.features.items()}
     sizes = config.model.model_dump(include={"embedding_dim", "hidden", "output_dim"})
-    queries = infer_features(data.train.query_features, config.model.query_features)
-    items = infer_features(seen, config.model.item_features)
+    dropout = {data.items.item_key: config.model.id_dropout}
+    if data.train.query_key is not None:
+        dropout[data.train.query_key] = config.model.id_dropout
+    queries = infer_features(
+        data.train.query_features, config.model.query_features, id_dropout=dropout
+    )
+    items = infer_features(seen, config.model.item_features, id_dropout=dropout)
     model = TwoTower(
         build_tower(queries, name="query_tower", **sizes),
         build_tower(items, name="item_tower", **sizes),

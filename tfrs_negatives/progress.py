@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -53,12 +54,13 @@ class EpochProgress(tf.keras.callbacks.Callback):
 
 def print_records(records: Sequence[Mapping[str, Any]], *, title: str) -> None:
     """Prints records of equal keys as a table, numbers to the right."""
-    table = Table(title=title, title_justify="left")
-    for name, value in records[0].items():
-        table.add_column(name, justify="left" if isinstance(value, str) else "right")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name, value in records[-1].items():
+        table.add_column(name, justify="left" if isinstance(value, str) else "right", no_wrap=True)
     for record in records:
         table.add_row(*(_format(value) for value in record.values()))
-    Console().print(table)
+    # Rather lines that the terminal wraps than columns cut to nothing.
+    Console(width=max(Console().width, 100)).print(table)
 
 
 def print_tree(record: Mapping[str, Any], *, indent: str = "") -> None:
@@ -72,4 +74,4 @@ def print_tree(record: Mapping[str, Any], *, indent: str = "") -> None:
 
 
 def _format(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

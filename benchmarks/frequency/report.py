@@ -13,7 +13,12 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-TITLES = {"interval": "Gap estimator (interval)", "decayed_count": "Decayed count"}
+# Reading -> title of its panel, in the order of the panels and of the rows.
+TITLES = {
+    "interval_paper": "Gaps as in the paper, 1 / D",
+    "interval": "Gaps with the open gap (interval)",
+    "decayed_count": "Counts (decayed_count)",
+}
 
 TEXT = """# Streaming frequency estimation
 
@@ -25,8 +30,14 @@ probability exactly B q (systematic sampling). The error is half the sum over al
 
 Rate {interval:g} for the gaps; {count:g} for the counts, which is the same window for the mean
 item. The table of each hash has the number of buckets given. Each number is the mean over the
-seeds {seeds}, ± their standard deviation. "Floor" is the mean of the tenth of the steps before the
-switch. Python {python}, numpy {numpy}, TensorFlow {tensorflow}.
+seeds {seeds}, ± their standard deviation. "Floor" is the mean over the tenth of the steps before
+the switch. Python {python}, numpy {numpy}, TensorFlow {tensorflow}.
+
+`interval_paper` reads p = 1 / D from the table; `interval` is what the layer answers, with the gap
+that is still open as a lower bound on D. The bound forgets an item that disappears at once and so
+takes part of the jump at the switch away. Its price is the higher floor: an item that happens to be
+away for longer than its mean gap is read as rarer than it is. An item of the batch just counted has
+no open gap and pays nothing.
 """
 
 
@@ -41,24 +52,26 @@ def draw_plot(
     Args:
         path: where the PNG goes.
         steps: [reads] steps at which the error was read.
-        panels: method -> number of hashes -> [seeds, reads] errors.
+        panels: reading -> number of hashes -> [seeds, reads] errors.
         num_buckets: of each hash, for the title.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4.5), sharey=True)
-    for axis, (method, curves) in zip(axes, panels.items(), strict=True):
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(13, 4.5), sharey=True, layout="constrained"
+    )
+    for axis, (reading, curves) in zip(axes, panels.items(), strict=True):
         for number, (num_hashes, errors) in enumerate(curves.items()):
             mean, deviation = errors.mean(axis=0), errors.std(axis=0)
             color = plt.get_cmap("viridis_r")((number + 0.5) / len(curves))
             axis.plot(steps, mean, label=f"m = {num_hashes}", color=color)
             axis.fill_between(steps, mean - deviation, mean + deviation, color=color, alpha=0.2)
         axis.axvline(steps[-1] / 2, color="gray", linestyle=":")
-        axis.set(title=TITLES[method], xlabel="step")
+        axis.set(title=TITLES[reading], xlabel="step")
         axis.grid(alpha=0.3)
     # Only now do the shared limits know the curves of every panel.
     axes[0].set(ylabel="error", ylim=(0, None))
-    axes[-1].legend(title="hashes")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, title="hashes", loc="outside right center")
     figure.suptitle(f"{num_buckets} buckets per hash; the distribution is switched at the dots")
-    figure.tight_layout()
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, dpi=120, format="png")
     temporary.replace(path)
@@ -78,18 +91,20 @@ def write_readme(folder: Path) -> None:
     for num_buckets in sorted({row["buckets_per_hash"] for row in results["rows"]}, reverse=True):
         rows = [row for row in results["rows"] if row["buckets_per_hash"] == num_buckets]
         text += f"\n## {num_buckets} buckets per hash\n\n![error](error_{num_buckets}.png)\n\n"
-        text += _table(rows)
+        text += _table(
+            sorted(rows, key=lambda row: (list(TITLES).index(row["reading"]), row["hashes"]))
+        )
     write_text(folder / "README.md", text)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     steps = list(rows[0]["error_at_step"])
-    head = ["method", "hashes", *(f"step {step}" for step in steps), "floor"]
+    head = ["reading", "hashes", *(f"step {step}" for step in steps), "floor"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         cells = [*(row["error_at_step"][step] for step in steps), row["floor_before_switch"]]
         numbers = [f"{cell['mean']:.4f} ± {cell['deviation']:.4f}" for cell in cells]
-        lines.append([row["method"], str(row["hashes"]), *numbers])
+        lines.append([row["reading"], str(row["hashes"]), *numbers])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

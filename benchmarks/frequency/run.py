@@ -6,8 +6,11 @@ estimated probabilities p_hat that an item is in a batch is their distance in to
 
     error = 1 / (2 B) sum_i |p_hat_i - p_i|,   p_i = B q_i
 
+The gap estimator is read twice: as the layer answers, and as in the paper, whose p_hat = 1 / D does
+not look at the gap that is still open.
+
 Run it from the root of the repository; it writes its plots, results.json and README.md beside
-itself, about ten minutes on two cores::
+itself, about two minutes on two cores::
 
     python -m benchmarks.frequency.run
 """
@@ -16,17 +19,18 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import tfrs_negatives as tfn  # isort: skip  (chooses legacy Keras before TensorFlow is imported)
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.frequency.report import draw_plot, write_readme, write_text
+from benchmarks.frequency.report import TITLES, draw_plot, write_readme, write_text
 
 NUM_ITEMS, BATCH_SIZE = 1000, 128
 INTERVAL_RATE = 0.01
@@ -39,6 +43,8 @@ RATES = {
 NUM_HASHES = (1, 2, 3, 4, 5)
 BUCKETS_PER_HASH = (5000, 500)
 READ_EVERY = 100
+
+Curves: TypeAlias = "dict[tuple[int, str, int], np.ndarray]"
 
 
 def hit_probabilities() -> np.ndarray:
@@ -78,23 +84,27 @@ def draw_stream(hits: np.ndarray, num_steps: int, seed: int) -> np.ndarray:
 
 def error_curve(
     frequency: tfn.StreamingFrequency, stream: np.ndarray, hits: np.ndarray
-) -> np.ndarray:
-    """Returns the error after every `READ_EVERY` steps of the stream."""
+) -> dict[str, np.ndarray]:
+    """Returns reading -> the error after every `READ_EVERY` steps of the stream."""
     items = tf.range(NUM_ITEMS, dtype=tf.int64)
 
     @tf.function(reduce_retracing=True)
-    def advance(batches: tf.Tensor) -> tf.Tensor:
+    def advance(batches: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         for ids in batches:
             frequency.update(ids)
-        return frequency.log_probability(items)
+        tables = tf.gather(frequency.table, frequency._slots(items))
+        return frequency.log_probability(items), tf.reduce_max(tables, axis=0)
 
-    errors = []
+    errors: dict[str, list[float]] = {}
     for start in range(0, len(stream), READ_EVERY):
-        log_q = advance(tf.constant(stream[start : start + READ_EVERY])).numpy()
-        estimate = to_hit_probability(log_q.astype(np.float64), frequency.method)
-        truth = hits[2 * start // len(stream)]
-        errors.append(np.abs(estimate - truth).sum() / (2 * BATCH_SIZE))
-    return np.array(errors)
+        log_q, gap = advance(tf.constant(stream[start : start + READ_EVERY]))
+        estimates = {frequency.method: to_hit_probability(log_q.numpy(), frequency.method)}
+        if frequency.method == "interval":
+            estimates["interval_paper"] = 1 / gap.numpy()
+        for reading, estimate in estimates.items():
+            error = np.abs(estimate - hits[2 * start // len(stream)]).sum() / (2 * BATCH_SIZE)
+            errors.setdefault(reading, []).append(error)
+    return {reading: np.array(values) for reading, values in errors.items()}
 
 
 def to_hit_probability(log_q: np.ndarray, method: str) -> np.ndarray:
@@ -103,43 +113,36 @@ def to_hit_probability(log_q: np.ndarray, method: str) -> np.ndarray:
     The gaps measured h and the layer answered 1 - (1 - h)^(1/B). The counts measured the columns
     of an item, c = B q; in a batch of different items that is the probability itself.
     """
+    log_q = log_q.astype(np.float64)
     if method == "interval":
         return -np.expm1(BATCH_SIZE * np.log1p(-np.exp(log_q)))
     return BATCH_SIZE * np.exp(log_q)
 
 
-def run(num_steps: int, seeds: list[int]) -> dict[tuple[int, str, int], np.ndarray]:
-    """Returns (buckets, method, hashes) -> [seeds, reads] errors."""
+def run(num_steps: int, seeds: list[int]) -> Curves:
+    """Returns (buckets, reading, hashes) -> [seeds, reads] errors."""
     hits = hit_probabilities()
-    streams = [draw_stream(hits, num_steps, seed) for seed in seeds]
-    curves = {}
-    for num_buckets in BUCKETS_PER_HASH:
-        for method, rate in RATES.items():
-            for num_hashes in NUM_HASHES:
-                began = time.perf_counter()
-                curves[num_buckets, method, num_hashes] = np.stack(
-                    [
-                        error_curve(
-                            tfn.StreamingFrequency(
-                                num_buckets, num_hashes, method=method, rate=rate, seed=seed
-                            ),
-                            stream,
-                            hits,
-                        )
-                        for seed, stream in zip(seeds, streams, strict=True)
-                    ]
-                )
-                seconds = time.perf_counter() - began
-                print(f"{num_buckets} {method} {num_hashes}: {seconds:.0f} s", flush=True)
-    return curves
+    streams = {seed: draw_stream(hits, num_steps, seed) for seed in seeds}
+    curves: dict[tuple[int, str, int], list[np.ndarray]] = {}
+    for num_buckets, method, num_hashes in itertools.product(BUCKETS_PER_HASH, RATES, NUM_HASHES):
+        began = time.perf_counter()
+        for seed, stream in streams.items():
+            frequency = tfn.StreamingFrequency(
+                num_buckets, num_hashes, method=method, rate=RATES[method], seed=seed
+            )
+            for reading, errors in error_curve(frequency, stream, hits).items():
+                curves.setdefault((num_buckets, reading, num_hashes), []).append(errors)
+        seconds = time.perf_counter() - began
+        print(f"{num_buckets} {method} {num_hashes}: {seconds:.0f} s", flush=True)
+    return {setting: np.stack(errors) for setting, errors in curves.items()}
 
 
-def summarise(curves: dict[tuple[int, str, int], np.ndarray], num_steps: int) -> list[dict]:
+def summarise(curves: Curves, num_steps: int) -> list[dict]:
     """Returns one row per setting: errors at chosen steps, mean and deviation over the seeds."""
     half, window = num_steps // 2, num_steps // 10
     steps = [num_steps * twentieths // 20 for twentieths in (1, 5, 10, 11, 15, 20)]
     rows = []
-    for (num_buckets, method, num_hashes), errors in curves.items():
+    for (num_buckets, reading, num_hashes), errors in curves.items():
         chosen = {
             str(step): _mean_and_deviation(errors[:, step // READ_EVERY - 1]) for step in steps
         }
@@ -147,7 +150,7 @@ def summarise(curves: dict[tuple[int, str, int], np.ndarray], num_steps: int) ->
         rows.append(
             {
                 "buckets_per_hash": num_buckets,
-                "method": method,
+                "reading": reading,
                 "hashes": num_hashes,
                 "error_at_step": chosen,
                 "floor_before_switch": _mean_and_deviation(floor),
@@ -190,7 +193,7 @@ def main() -> None:
     read_steps = np.arange(READ_EVERY, arguments.steps + 1, READ_EVERY)
     for num_buckets in BUCKETS_PER_HASH:
         panels = {
-            method: {m: curves[num_buckets, method, m] for m in NUM_HASHES} for method in RATES
+            reading: {m: curves[num_buckets, reading, m] for m in NUM_HASHES} for reading in TITLES
         }
         draw_plot(arguments.output / f"error_{num_buckets}.png", read_steps, panels, num_buckets)
     write_readme(arguments.output)

@@ -67,8 +67,6 @@ def load(
         (180000, 20000, True)
     """
     found = _read(source, seed, data_dir, columns)
-    if not len(found.log):
-        raise bad_input("source", "a log with at least one event", f"an empty log in {source}")
     found = _keep_positives(found, min_rating)
     found.log.item_rows(found.items)
     if split is None:
@@ -85,15 +83,14 @@ def load(
 
 
 def _read(source: str, seed: int, data_dir: str | None, columns: LogColumns | None) -> SourceLog:
-    kind, has_path, path = source.partition(":")
-    is_table = kind in ("parquet", "csv")
-    if f"{kind}:PATH" * bool(has_path and path) + kind * (not has_path) not in SOURCES:
+    kind, _, path = source.partition(":")
+    if (f"{kind}:PATH" if path else source) not in SOURCES:
         raise bad_input("source", f"one of {', '.join(SOURCES)}", repr(source))
-    if is_table != (columns is not None):
+    if path and not Path(path).exists():
+        raise bad_input("source", "an existing file or folder", path)
+    if (kind in ("parquet", "csv")) != (columns is not None):
         expected = "the columns of a parquet or csv source, and of no other"
         raise bad_input("columns", expected, f"{columns} for {source}")
-    if has_path and not Path(path).exists():
-        raise bad_input("source", "an existing file or folder", path)
     if columns is not None:
         return read_tables(Path(path), kind, columns)
     if kind == "synthetic":
@@ -157,6 +154,8 @@ def _read_lightgcn(folder: Path) -> SourceLog:
     test_users, test_items = _read_lists(folder / "test.txt")
     users = np.concatenate([train_users, test_users])
     item_ids = np.concatenate([train_items, test_items])
+    if not len(item_ids):
+        raise bad_input("source", "at least one event", f"none in {folder}")
     log = Interactions({"user_id": users}, item_ids, query_key="user_id")
     is_test = np.repeat([False, True], [len(train_items), len(test_items)])
     return SourceLog(log, ItemCatalogue(np.unique(item_ids)), is_test=is_test)

@@ -145,7 +145,7 @@ def _make_items(
     topics = _unit(rng.standard_normal((NUM_TAGS, width)))
     closeness = position @ topics.T + 0.15 * rng.standard_normal((num_items, NUM_TAGS))
     tags = (closeness > np.quantile(closeness, 0.85, axis=0)).astype(np.int8)
-    appeal = 0.6 * newness + tags @ (0.6 * rng.standard_normal(NUM_TAGS))
+    appeal = 0.6 * newness + tags @ (0.5 * rng.standard_normal(NUM_TAGS))
     appeal += (0.4 * rng.standard_normal((num_clusters,)))[cluster]
     appeal += 0.25 * rng.standard_normal(num_items)
     features = {

@@ -90,18 +90,12 @@ def read_tables(path: Path, kind: str, columns: LogColumns) -> SourceLog:
     )
     ratings = _numbers(table, columns.rating) if columns.rating else None
     if columns.items is None:
-        return SourceLog(log, _catalogue_of(item_ids, columns.item_id), ratings)
+        return SourceLog(log, ItemCatalogue(np.unique(item_ids), item_key=columns.item_id), ratings)
     items, titles = _read_items(kind, columns.items, columns.item_id)
     if items.ids.dtype.kind != item_ids.dtype.kind:
         expected = f"the type of the ids of the catalogue, {items.ids.dtype}"
         raise bad_input(columns.item_id, expected, item_ids.dtype)
     return SourceLog(log, items, ratings, titles=titles)
-
-
-def _catalogue_of(item_ids: np.ndarray, item_key: str) -> ItemCatalogue:
-    if not len(item_ids):
-        raise bad_input("source", "a log with at least one event", "an empty log")
-    return ItemCatalogue(np.unique(item_ids), item_key=item_key)
 
 
 def _read_items(
@@ -126,10 +120,13 @@ def _read(path: Path, kind: str, names: Iterable[str] | None) -> pa.Table:
         for name in wanted or []:
             if name not in dataset.schema.names:
                 raise bad_input(name, f"one of the columns {dataset.schema.names} of {path}", name)
-        return dataset.to_table(columns=wanted)
+        table = dataset.to_table(columns=wanted)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise bad_input(str(path), f"readable {kind}", reason) from error
+    if not table.num_rows:
+        raise bad_input("source", "at least one row", f"none in {path}")
+    return table
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -27,6 +27,8 @@ class FeatureSpec:
         vocabulary: the known values of a categorical or list column, sorted.
         mean: [W] of a numeric column, to be subtracted.
         variance: [W] of a numeric column.
+        id_dropout: share of the training rows of a categorical column that are read as out of
+            vocabulary, so that its row learns to stand for what is known by other features only.
     """
 
     name: str
@@ -36,10 +38,14 @@ class FeatureSpec:
     vocabulary: tuple[Any, ...] = ()
     mean: tuple[float, ...] = ()
     variance: tuple[float, ...] = ()
+    id_dropout: float = 0.0
 
 
 def infer_features(
-    columns: Columns, overrides: Mapping[str, Kind | None] | None = None
+    columns: Columns,
+    overrides: Mapping[str, Kind | None] | None = None,
+    *,
+    id_dropout: Mapping[str, float] | None = None,
 ) -> list[FeatureSpec]:
     """Decides for each column what it is, and learns its vocabulary or its scale.
 
@@ -50,6 +56,7 @@ def infer_features(
     Args:
         columns: name -> [E] or [E, W].
         overrides: name -> kind, where the guess is wrong; None leaves the column out.
+        id_dropout: name -> share, see `FeatureSpec`; for ids that also occur unseen.
 
     Returns:
         A spec per column, in the order of the columns.
@@ -72,7 +79,8 @@ def infer_features(
                 f"features.{name}", f"one of {list(get_args(Kind))} or null", repr(kind)
             )
     kinds = {name: overrides.get(name, _guess_kind(column)) for name, column in columns.items()}
-    return [_spec(name, columns[name], kind) for name, kind in kinds.items() if kind is not None]
+    specs = [_spec(name, columns[name], kind) for name, kind in kinds.items() if kind is not None]
+    return [replace(spec, id_dropout=(id_dropout or {}).get(spec.name, 0.0)) for spec in specs]
 
 
 def _guess_kind(column: np.ndarray) -> Kind:
@@ -123,7 +131,10 @@ def encode_feature(spec: FeatureSpec, embedding_dim: int) -> tuple[tf.Tensor, tf
         sums = tf.keras.layers.Dense(embedding_dim, use_bias=False, name=f"{spec.name}_embedding")
         return column, sums(column)
     if spec.kind == "categorical":
-        return column, _embedding(spec, _lookup(spec)(column), embedding_dim)
+        rows = _lookup(spec)(column)
+        if spec.id_dropout:
+            rows = IdDropout(spec.id_dropout, name=f"{spec.name}_dropout")(rows)
+        return column, _embedding(spec, rows, embedding_dim)
     rows = _lookup(spec, mask=True)(column)
     return column, MaskedMean()([_embedding(spec, rows, embedding_dim), rows])
 
@@ -161,3 +172,54 @@ class MaskedMean(tf.keras.layers.Layer):
         present = tf.cast(rows != 0, vectors.dtype)[:, :, None]
         count = tf.maximum(tf.reduce_sum(present, axis=1), 1.0)
         return tf.reduce_sum(vectors * present, axis=1) / count
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class IdDropout(tf.keras.layers.Layer):
+    """Reads a share of the ids as out of vocabulary, in training only.
+
+    Without it the row of unknown ids is never trained by positives: with in-batch negatives it
+    keeps its random start, with uniform ones it learns that what is unknown is never chosen.
+
+    Args:
+        rate: the share, in [0, 1).
+        seed: of the draws, which differ by call.
+
+    Raises:
+        InputError: if the rate is outside [0, 1).
+
+    Example:
+        >>> rows = tf.ones([1000], tf.int64)
+        >>> dropped = IdDropout(0.25)(rows, training=True).numpy()
+        >>> 0.2 < (dropped == 0).mean() < 0.3, (IdDropout(0.25)(rows).numpy() == 1).all().item()
+        (True, True)
+
+    Source: Volkovs et al., NeurIPS 2017 (DropoutNet), on ids instead of whole vectors.
+    """
+
+    def __init__(self, rate: float, *, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= rate < 1:
+            raise bad_input("id_dropout", "a number in [0, 1)", rate)
+        self.rate, self.seed = rate, seed
+        self.calls = self.add_weight(
+            "calls",
+            [],
+            tf.int64,
+            tf.keras.initializers.Zeros(),
+            trainable=False,
+            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        )
+
+    def call(self, rows: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Takes and returns row numbers [m] int64; row 0 is out of vocabulary."""
+        if not training:
+            return rows
+        self.calls.assign_add(1)
+        seed = tf.stack([tf.constant(self.seed, tf.int64), self.calls])
+        drop = tf.random.stateless_uniform(tf.shape(rows), seed) < self.rate
+        return tf.where(drop, tf.zeros_like(rows), rows)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed}

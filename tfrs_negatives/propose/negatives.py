@@ -80,8 +80,9 @@ class Uniform(Part):
 
     def propose(self, context: StepContext) -> Candidates:
         """Returns `num_negatives` columns, other items at every step."""
+        # One algorithm by name: XLA and other devices would each choose their own.
         rows = tf.random.stateless_uniform(
-            [self.num_negatives], context.seed, maxval=len(self.items), dtype=tf.int64
+            [self.num_negatives], context.seed, 0, len(self.items), tf.int64, alg="philox"
         )
         return _encode(self.items.keys_at(rows), self.items.gather(rows), context)
 

@@ -66,4 +66,4 @@ def mixture_log_expected_count(
 
 
 def _fold_in(seed: tf.Tensor, number: int) -> tf.Tensor:
-    return tf.random.experimental.stateless_fold_in(seed, number)
+    return tf.random.experimental.stateless_fold_in(seed, number, alg="philox")

@@ -127,9 +127,8 @@ class Affinity(tf.keras.layers.Layer):
             float32 scores: positive [B], negatives [B, C]; every column is kept so far.
         """
         num_rows = tf.shape(context.query_embeddings)[0]
-        queries = self._on_sphere(context.query_embeddings)
         # Dividing [B, D] here spares a pass over [B, C] there.
-        queries /= tf.cast(self.temperature, queries.dtype)
+        queries = self._on_sphere(context.query_embeddings) / self.temperature
         positives = self._on_sphere(context.item_embeddings[:num_rows])
         columns = self._on_sphere(pool.embeddings)
         if queries.shape.rank == 2:

@@ -159,9 +159,9 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
     def _add_state(self) -> None:
         shared = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
         zeros = tf.keras.initializers.Zeros()
-        self.step = self.add_weight("step", [], tf.int64, zeros, **shared)
-        # Rows of the last batch and columns per source, for the report of the first step.
-        sizes = [1 + len(self.negatives)]
+        self.step = self.add_weight("task_step", [], tf.int64, zeros, **shared)
+        # Rows of the last batch, columns per source, whether corrected: for `describe_last_step`.
+        sizes = [len(self.negatives) + 2]
         self.last_sizes = self.add_weight("last_sizes", sizes, tf.int32, zeros, **shared)
         self.masked_share = tf.keras.metrics.Mean("masked_share") if self.masks else None
 
@@ -314,7 +314,8 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         filled = (pool.origin[None, :] == sources[:, None]) & pool.filled[None, :]
         per_source = tf.reduce_sum(tf.cast(filled, tf.int32), axis=1)
         rows = tf.shape(scores.positive)[0]
-        self.last_sizes.assign(tf.concat([rows[None], per_source], axis=0))
+        corrected = int(pool.log_expected_count is not None)
+        self.last_sizes.assign(tf.concat([rows[None], per_source, [corrected]], axis=0))
         if self.masked_share is not None:
             own = tf.reduce_sum(tf.cast(pool.own_rows >= 0, tf.float32))
             columns = tf.cast(rows * tf.reduce_sum(per_source), tf.float32) - own
@@ -343,10 +344,10 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
 
     def describe_last_step(self) -> str:
         """Says in one line what the last training step did."""
-        rows, *columns = self.last_sizes.numpy().tolist()
+        rows, *columns, corrected = self.last_sizes.numpy().tolist()
         sources = ", ".join(f"{s.name} {n}" for s, n in zip(self.negatives, columns, strict=True))
         masked = "nothing" if self.masked_share is None else f"{self.masked_share.result():.2%}"
-        policy = f"{self.correct} x {self.strength:g}" if self._knows_counts else "none"
+        policy = f"{self.correct} x {self.strength:g}" if corrected else "none"
         return (
             f"{rows} queries, {sum(columns)} columns ({sources}), masked {masked}, "
             f"replicas {tf.distribute.get_strategy().num_replicas_in_sync}, correction {policy}, "

@@ -70,11 +70,10 @@ class TwoTower(tfrs.Model):
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> tf.keras.callbacks.History:
         """Trains as Keras does, and reports once what the first step was made of."""
-        if isinstance(callbacks, tf.keras.callbacks.CallbackList):
-            callbacks.append(FirstStepReport(self.task))
-        else:
-            callbacks = [*tf.nest.flatten(callbacks or []), FirstStepReport(self.task)]
-        return super().fit(*args, callbacks=callbacks, **kwargs)
+        # A `CallbackList` asks its callbacks only once what they do, when it is made.
+        given = getattr(callbacks, "callbacks", callbacks) or []
+        report = FirstStepReport(self.task)
+        return super().fit(*args, callbacks=[*tf.nest.flatten(given), report], **kwargs)
 
     def compute_loss(self, features: Features, training: bool = False) -> tf.Tensor:
         """Returns the loss of one batch, a scalar."""
@@ -107,7 +106,10 @@ class TwoTower(tfrs.Model):
 
     def test_step(self, features: Features) -> dict[str, tf.Tensor]:
         """One step of `evaluate`: the loss on held-out batches, with the state left alone."""
-        return self._log(self._step_losses(features, training=False), features)
+        logs = self._log(self._step_losses(features, training=False), features)
+        # Measured in training steps only; 0 would be no measurement.
+        logs.pop("masked_share", None)
+        return logs
 
     def _step_losses(self, features: Features, *, training: bool) -> tuple[tf.Tensor, ...]:
         loss = self.compute_loss(features, training=training)
@@ -190,9 +192,14 @@ class FirstStepReport(tf.keras.callbacks.Callback):
 
     def __init__(self, task: Retrieval) -> None:
         super().__init__()
-        self.task = task
+        self.task, self.is_due = task, False
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Finds out whether the task is at the beginning of its life."""
+        self.is_due = int(self.task.step) == 0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Logs once, at the first step of the task's life."""
-        if int(self.task.step) == 1:
+        """Logs once, after the first step (or the first `steps_per_execution` of them)."""
+        if self.is_due:
             logger.info("first step: %s", self.task.describe_last_step())
+            self.is_due = False

@@ -1,0 +1,371 @@
+"""What every public part must hold, whatever it computes: one list of parts, one list of laws.
+
+A part is tried inside a task that is made of little else, on one small batch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfrs_negatives
+from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.propose.frequency import ExactFrequency, StreamingFrequency
+from tfrs_negatives.propose.negatives import InBatch, IndexStream, Uniform
+from tfrs_negatives.score.affinity import Affinity, ItemBias
+from tfrs_negatives.score.keep_masks import AccidentalHits
+from tfrs_negatives.train.hard_negatives import Hardest
+from tfrs_negatives.train.losses import SampledSoftmax
+from tfrs_negatives.train.task import Retrieval
+from tfrs_negatives.train.two_tower import TwoTower
+from tfrs_negatives.types import Logits, Part
+
+B, D, N = 6, 4, 10
+CATALOGUE = ItemCatalogue(np.arange(N))
+RNG = np.random.default_rng(2)
+QUERIES = RNG.normal(size=(B, D)).astype(np.float32)
+ITEMS = RNG.normal(size=(B, D)).astype(np.float32)
+CORPUS = RNG.normal(size=(N, D)).astype(np.float32)
+IDS = np.array([1, 4, 4, 0, 9, 7])
+COUNTS = np.arange(N) + 1.0
+
+
+def exact():
+    return ExactFrequency(np.arange(N), COUNTS)
+
+
+# Each public part, in the least composition that uses it. A new part is one more row.
+PARTS = {
+    "InBatch": lambda: {"negatives": [InBatch()]},
+    "Uniform": lambda: {"negatives": [Uniform(CATALOGUE, 5)]},
+    "Uniform + batch": lambda: {
+        "negatives": [InBatch(), Uniform(CATALOGUE, 5)],
+        "frequency": exact(),
+    },
+    "IndexStream": lambda: {"negatives": [IndexStream(CATALOGUE, 4)], "correct": "negatives"},
+    "StreamingFrequency counts": lambda: {"frequency": StreamingFrequency(64, 2)},
+    "StreamingFrequency gaps": lambda: {
+        "frequency": StreamingFrequency(64, 2, method="interval", rate=0.5)
+    },
+    "ExactFrequency": lambda: {"frequency": exact(), "correct": "negatives", "strength": 0.5},
+    "Affinity": lambda: {"similarity": "cosine", "temperature": 0.2, "learn_temperature": True},
+    "ItemBias": lambda: {"item_bias": ItemBias(np.arange(N), COUNTS)},
+    "AccidentalHits": lambda: {"masks": [AccidentalHits()]},
+    "Hardest": lambda: {"miners": [Hardest(2)]},
+    "SampledSoftmax": lambda: {"loss": SampledSoftmax()},
+}
+every_part = pytest.mark.parametrize("part", PARTS)
+
+
+class NobodyCounts(Part):
+    """A mask that leaves no column to any row."""
+
+    def keep(self, scores, pool, context):
+        return tf.zeros_like(scores.keep)
+
+
+def build(part, **extra):
+    parts = PARTS[part]()
+    return Retrieval(**{**parts, **extra, "masks": [*parts.get("masks", []), *extra.get("masks", [])]})
+
+
+def encode_items(features, corpus=CORPUS):
+    return tf.gather(corpus, features["item_id"])
+
+
+def call(task, queries=QUERIES, items=ITEMS, ids=IDS, corpus=CORPUS, **options):
+    return task(
+        queries,
+        items,
+        candidate_ids=ids,
+        features={"index_items": CATALOGUE.gather(tf.constant([4, 0, 4, 8]))},
+        encode_items=lambda features: encode_items(features, corpus),
+        **options,
+    )
+
+
+def loss_and_gradients(task, queries=QUERIES, items=ITEMS, ids=IDS, corpus=CORPUS, **options):
+    """The loss, and its gradient in the queries, the positives and the corpus."""
+    inputs = [tf.convert_to_tensor(x) for x in (queries, items, corpus)]
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        loss = call(task, inputs[0], inputs[1], ids, inputs[2], **options)
+    zero = tf.UnconnectedGradients.ZERO
+    gradients = tape.gradient(loss, inputs, unconnected_gradients=zero)
+    # The gradient of a gathered corpus is sparse.
+    return loss, [tf.convert_to_tensor(g) for g in gradients]
+
+
+# ------------------------------------------------------------------ the list is complete
+
+
+def public_parts():
+    """Every part and layer that a module of the step defines."""
+    found = set()
+    for folder in ("propose", "score", "train"):
+        package = importlib.import_module(f"tfrs_negatives.{folder}")
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            members = inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
+            found |= {
+                kind
+                for name, kind in members
+                if kind.__module__ == module.name
+                and not name.startswith("_")
+                and issubclass(kind, (Part, tf.keras.layers.Layer))
+            }
+    return found
+
+
+def test_every_public_part_is_in_the_list():
+    # The task is the frame of every test here; the model has a file of its own.
+    listed = {name.split(" ")[0] for name in PARTS} | {Retrieval.__name__, TwoTower.__name__}
+    assert {kind.__name__ for kind in public_parts()} == listed
+
+
+def test_every_public_part_is_a_public_name_and_saves_itself():
+    for kind in public_parts():
+        # `Affinity` is built by the task, from its own arguments.
+        public = {*tfrs_negatives.__all__, *dir(tfrs_negatives.losses), "Affinity"}
+        assert kind.__name__ in public
+        registered = tf.keras.utils.get_registered_name(kind)
+        assert registered == f"tfrs_negatives>{kind.__name__}"
+
+
+# ------------------------------------------------------------------ numbers
+
+
+@every_part
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_any_float_dtype(part, dtype):
+    half = [tf.cast(x, dtype) for x in (QUERIES, ITEMS, CORPUS)]
+    loss, gradients = loss_and_gradients(build(part), half[0], half[1], corpus=half[2])
+    assert loss.dtype == tf.float32
+    assert {g.dtype.name for g in gradients} == {dtype}
+    # The same rounded numbers in single precision.
+    exact_inputs = [tf.cast(x, tf.float32) for x in half]
+    expected, exact_gradients = loss_and_gradients(
+        build(part), exact_inputs[0], exact_inputs[1], corpus=exact_inputs[2]
+    )
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    for received, wanted in zip(gradients, exact_gradients, strict=True):
+        np.testing.assert_allclose(tf.cast(received, tf.float32), wanted, rtol=2e-2, atol=2e-3)
+
+
+@every_part
+def test_a_half_precision_policy_changes_no_number(part):
+    expected = float(call(build(part), training=True))
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        loss = float(call(build(part), training=True))
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    assert loss == pytest.approx(expected, rel=1e-6)
+
+
+@every_part
+@pytest.mark.parametrize("scale", [1e2, 1e6, -1e6])
+def test_extreme_scores(part, scale):
+    # Scores of 1e4 and more in float16 too, where a product of this size is infinite.
+    dtype = tf.float16 if abs(scale) < 1e3 else tf.float32
+    queries = tf.cast(QUERIES * scale, dtype)
+    loss, gradients = loss_and_gradients(
+        build(part), queries, tf.cast(ITEMS * 1e2, dtype), corpus=CORPUS * 1e2
+    )
+    assert np.isfinite(float(loss))
+    for gradient in gradients:
+        assert np.isfinite(tf.cast(gradient, tf.float32)).all()
+
+
+@every_part
+def test_a_zero_vector_has_a_finite_gradient(part):
+    _, gradients = loss_and_gradients(build(part), QUERIES * 0, ITEMS * 0)
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("extreme", [1e4, -1e4, 1e37, -1e37])
+@pytest.mark.parametrize("mined", [False, True])
+def test_extreme_logits(extreme, mined):
+    keep = tf.constant([[True, True, False], [False, True, True]])
+    values = tf.constant([[0.0, extreme, -extreme], [extreme, extreme, 0.0]])
+    positive = tf.constant([0.0, extreme])
+    with tf.GradientTape() as tape:
+        tape.watch([positive, values])
+        logits = Logits(positive, values, keep)
+        loss = SampledSoftmax()(Hardest(3).mine(logits) if mined else logits)
+    gradients = tape.gradient(loss, [positive, values])
+    # Row 0: one of 0 and one of `extreme` against 0. Row 1: one of `extreme`, one of 0.
+    if extreme > 0:
+        np.testing.assert_allclose(loss, [extreme, np.log(2)], rtol=1e-5)
+        np.testing.assert_allclose(gradients[0], [-1.0, -0.5], rtol=1e-5)
+        np.testing.assert_allclose(gradients[1], [[0, 1, 0], [0, 0.5, 0]], rtol=1e-5)
+    else:
+        np.testing.assert_allclose(loss, [np.log(2), -extreme], rtol=1e-5)
+        np.testing.assert_allclose(gradients[0], [-0.5, -1.0], rtol=1e-5)
+        np.testing.assert_allclose(gradients[1], [[0.5, 0, 0], [0, 0, 1]], rtol=1e-5)
+
+
+# ------------------------------------------------------------------ rows
+
+
+@every_part
+def test_all_columns_masked_is_loss_zero_and_gradient_zero(part):
+    loss, gradients = loss_and_gradients(build(part, masks=[NobodyCounts()]))
+    assert float(loss) == 0.0
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
+@every_part
+def test_a_masked_row_does_not_touch_the_others(part):
+    rows = np.array([0, 1, 3, 4, 5])
+
+    class RowTwoIsEmpty(Part):
+        def keep(self, scores, pool, context):
+            return tf.ones_like(scores.keep) & (tf.range(B) != 2)[:, None]
+
+    def weighted(mask, weights):
+        return loss_and_gradients(build(part, masks=mask), sample_weight=weights)
+
+    loss, gradients = weighted([RowTwoIsEmpty()], np.ones(B, np.float32))
+    weights = np.isin(np.arange(B), rows).astype(np.float32)
+    expected, expected_gradients = weighted([], weights)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+    for received, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(received, wanted, atol=1e-7)
+
+
+@every_part
+def test_duplicates_of_the_positive_everywhere(part):
+    ids = np.full(B, 4)
+    loss, gradients = loss_and_gradients(build(part), ids=ids)
+    assert np.isfinite(float(loss))
+    assert float(loss) > 0 or part == "AccidentalHits"
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+
+
+@every_part
+def test_one_row(part):
+    loss, gradients = loss_and_gradients(build(part), QUERIES[:1], ITEMS[:1], IDS[:1])
+    alone = [s.name for s in build(part).negatives] == ["in_batch"]
+    assert (float(loss) == 0.0) == alone
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+
+
+# ------------------------------------------------------------------ eager, graph, XLA
+
+
+@every_part
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+def test_eager_equals_compiled(part, jit_compile):
+    eager, compiled = build(part), build(part)
+    step = tf.function(
+        lambda q, i: loss_and_gradients(compiled, q, i, training=True), jit_compile=jit_compile
+    )
+    for _ in range(2):
+        expected, expected_gradients = loss_and_gradients(eager, training=True)
+        loss, gradients = step(QUERIES, ITEMS)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+        for received, wanted in zip(gradients, expected_gradients, strict=True):
+            np.testing.assert_allclose(received, wanted, rtol=1e-4, atol=1e-6)
+    for received, wanted in zip(compiled.variables, eager.variables, strict=True):
+        np.testing.assert_allclose(received, wanted, rtol=1e-6)
+
+
+@every_part
+def test_a_batch_of_any_size(part):
+    dynamic, eager = build(part), build(part)
+    specs = [tf.TensorSpec([None, D]), tf.TensorSpec([None, D]), tf.TensorSpec([None], tf.int64)]
+
+    @tf.function(input_signature=specs)
+    def step(queries, items, ids):
+        return call(dynamic, queries, items, ids, training=True)
+
+    for size in (3, B, 1):
+        batch = QUERIES[:size], ITEMS[:size], IDS[:size].astype(np.int64)
+        expected = call(eager, *batch, training=True)
+        np.testing.assert_allclose(step(*batch), expected, rtol=1e-5, atol=1e-7)
+
+
+# ------------------------------------------------------------------ save and resume
+
+
+@every_part
+def test_config_round_trip(part):
+    task = build(part)
+    config = tf.keras.utils.serialize_keras_object(task)
+    again = tf.keras.utils.deserialize_keras_object(json.loads(json.dumps(config)))
+    assert tf.keras.utils.serialize_keras_object(again) == config
+    for _ in range(2):
+        assert float(call(again, training=True)) == float(call(task, training=True))
+
+
+@every_part
+def test_saved_and_resumed_is_bit_equal(part, tmp_path):
+    def train(task, batches):
+        optimizer = tf.keras.optimizers.SGD(0.1)
+        losses = []
+        for number in batches:
+            ids = np.roll(IDS, number)
+            with tf.GradientTape() as tape:
+                loss = call(task, ids=ids, training=True)
+            if task.trainable_variables:
+                optimizer.minimize(loss, task.trainable_variables, tape)
+            losses.append(float(loss))
+        return losses
+
+    task, resumed = build(part), build(part)
+    train(task, range(3))
+    path = tf.train.Checkpoint(task=task).write(str(tmp_path / "saved"))
+    tf.train.Checkpoint(task=resumed).read(path).assert_existing_objects_matched()
+    assert train(resumed, range(3, 6)) == train(task, range(3, 6))
+    for received, wanted in zip(resumed.variables, task.variables, strict=True):
+        np.testing.assert_array_equal(received, wanted)
+
+
+def test_affinity_alone_round_trips():
+    # Inside a task it is built from the task's own arguments.
+    affinity = Affinity("cosine", temperature=0.3, item_bias=ItemBias(["a", "b"], [3, 1]))
+    config = tf.keras.utils.serialize_keras_object(affinity)
+    again = tf.keras.utils.deserialize_keras_object(json.loads(json.dumps(config)))
+    vectors, ids = np.array([[3.0, 4.0]], np.float32), tf.constant(["b"])
+    expected = [[0.6, 0.8, 0.3 * np.log(0.25)]]
+    np.testing.assert_allclose(again.retrieval_vectors(vectors, ids), expected, rtol=1e-6)
+
+
+# ------------------------------------------------------------------ direction
+
+
+@every_part
+def test_ten_steps_lift_the_positive_above_the_negatives(part):
+    start = [0.1 * x for x in (QUERIES, ITEMS, CORPUS)]
+    queries, items, corpus = (tf.Variable(x) for x in start)
+    task = build(part, reduction="sum")
+
+    def margin():
+        scores = queries.numpy() @ np.concatenate([items.numpy(), corpus.numpy()]).T
+        own = np.diag(scores[:, :B])
+        different = np.concatenate([IDS, np.arange(N)])[None, :] != IDS[:, None]
+        return own - np.where(different, scores, 0).sum(axis=1) / different.sum(axis=1)
+
+    before = margin()
+    optimizer = tf.keras.optimizers.SGD(0.3)
+    for _ in range(10):
+        with tf.GradientTape() as tape:
+            loss = call(task, queries, items, corpus=corpus, training=True)
+        weights = [queries, items, *([corpus] if "in_batch" not in names(task) else [])]
+        optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+    assert (margin() > before).all()
+    assert margin().min() > 0
+
+
+def names(task):
+    return [source.name for source in task.negatives]
