@@ -122,7 +122,8 @@ def retrieval_loss(queries, pool, **options: Any):
     """The loss of one batch.
 
     Options: similarity, temperature, bias (item -> number), accidental_hits, score_mask, policy,
-    strength, count (item -> mean number of columns), k (hardest), weights, reduction.
+    strength, count (item -> mean number of columns of each source), k (of the hardest), weights,
+    reduction.
     """
     losses = [row_loss(row, query, pool, **options) for row, query in enumerate(queries)]
     return reduced(losses, options.get("weights"), options.get("reduction", "mean"))
@@ -136,7 +137,7 @@ def row_loss(row, query, pool, *, policy=None, strength=1.0, count=None, k=None,
         for j, column in enumerate(pool)
         if keeps(row, positive, j, column, **_pick(options, "accidental_hits", "score_mask"))
     ]
-    log_count = (lambda item: math.log(count(item))) if count else (lambda item: 0.0)
+    log_count = (lambda item: mixture_log_count(count(item))) if count else (lambda item: 0.0)
     scored = [_score_column(query, column, options) for column in [positive, *columns]]
     own, logits = corrected(
         scored[0],

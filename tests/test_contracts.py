@@ -21,7 +21,7 @@ from tfrs_negatives.propose.negatives import InBatch, IndexStream, Uniform
 from tfrs_negatives.score.affinity import Affinity, ItemBias
 from tfrs_negatives.score.keep_masks import AccidentalHits
 from tfrs_negatives.train.hard_negatives import Hardest
-from tfrs_negatives.train.losses import SampledSoftmax
+from tfrs_negatives.train.losses import SampledSoftmax, masked_log_sum_exp
 from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.train.two_tower import TwoTower
 from tfrs_negatives.types import Logits, Part
@@ -72,7 +72,9 @@ class NobodyCounts(Part):
 
 def build(part, **extra):
     parts = PARTS[part]()
-    return Retrieval(**{**parts, **extra, "masks": [*parts.get("masks", []), *extra.get("masks", [])]})
+    return Retrieval(
+        **{**parts, **extra, "masks": [*parts.get("masks", []), *extra.get("masks", [])]}
+    )
 
 
 def encode_items(features, corpus=CORPUS):
@@ -209,6 +211,14 @@ def test_extreme_logits(extreme, mined):
         np.testing.assert_allclose(loss, [np.log(2), -extreme], rtol=1e-5)
         np.testing.assert_allclose(gradients[0], [-0.5, -1.0], rtol=1e-5)
         np.testing.assert_allclose(gradients[1], [[0.5, 0, 0], [0, 0, 1]], rtol=1e-5)
+
+
+def test_the_log_sum_of_an_empty_row_is_zero():
+    keep = tf.constant([[False, False], [True, False]])
+    values = tf.constant([[3.0, 4.0], [2.0, 9.0]])
+    some, margin = masked_log_sum_exp(values, keep, origin=tf.constant([5.0, 0.5]))
+    np.testing.assert_array_equal(some, [False, True])
+    np.testing.assert_allclose(margin, [0.0, 1.5])
 
 
 # ------------------------------------------------------------------ rows

@@ -1,4 +1,4 @@
-"""Legacy Keras is chosen before TensorFlow is imported, or one sentence says that it is too late."""
+"""Legacy Keras is chosen before TensorFlow is imported, or one sentence says it is too late."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ def python(code, **environment):
     kept = {n: v for n, v in os.environ.items() if n != "TF_USE_LEGACY_KERAS"}
     command = [sys.executable, "-c", code]
     return subprocess.run(
-        command, env={**kept, **environment}, capture_output=True, text=True, timeout=120, check=False
+        command,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 

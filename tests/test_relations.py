@@ -286,6 +286,4 @@ def test_the_optimum_of_both_is_the_posterior_at_any_number_of_draws(slots, hits
     )
     for ids, expected in zip(drawn[:20], weights[:20], strict=True):
         _, gradient = loss_and_gradient(task, np.log(P)[None].astype(np.float32), ids)
-        np.testing.assert_allclose(
-            gradient[0], np.bincount(ids, expected, minlength=N), atol=1e-5
-        )
+        np.testing.assert_allclose(gradient[0], np.bincount(ids, expected, minlength=N), atol=1e-5)

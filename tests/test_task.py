@@ -6,83 +6,35 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
+from small_batch import (
+    BATCH_IDS,
+    CATALOGUE,
+    COUNTS,
+    DIM,
+    DRAWN,
+    ITEMS,
+    NUM_ROWS,
+    QUERIES,
+    SCORE_MASK,
+    WEIGHTS,
+    Drawn,
+    Q,
+    build,
+    count_of,
+    encode_items,
+    exact_frequency,
+    item_bias,
+    pool_of,
+    run,
+)
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.propose.frequency import ExactFrequency, StreamingFrequency
-from tfrs_negatives.propose.negatives import InBatch, IndexStream, Uniform
-from tfrs_negatives.score.affinity import ItemBias
+from tfrs_negatives.propose.frequency import StreamingFrequency
+from tfrs_negatives.propose.negatives import InBatch, Uniform
 from tfrs_negatives.score.keep_masks import AccidentalHits
 from tfrs_negatives.train.hard_negatives import Hardest
 from tfrs_negatives.train.losses import SampledSoftmax
 from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.types import Candidates, InputError, Logits, Part
-
-NUM_ROWS, DIM, NUM_ITEMS = 5, 4, 12
-CATALOGUE = ItemCatalogue(np.arange(NUM_ITEMS) + 100)
-# Item 103 is the positive of two rows and one of the extra rows: hits must be told from others.
-BATCH_IDS = np.array([103, 101, 103, 107, 110, 103, 111])
-Q = np.random.default_rng(1).dirichlet(np.full(NUM_ITEMS, 0.7)) + 0.01
-Q /= Q.sum()
-DRAWN = [3, 3, 0, 7, 11, 4]  # rows of the catalogue, the positive of rows 0 and 2 twice
-RNG = np.random.default_rng(0)
-QUERIES = RNG.normal(size=(NUM_ROWS, DIM)).astype(np.float32)
-ITEMS = RNG.normal(size=(len(BATCH_IDS), DIM)).astype(np.float32)
-# Other numbers than `ITEMS`: the positive comes from the batch, a drawn item from the item tower.
-CORPUS = RNG.normal(size=(NUM_ITEMS, DIM)).astype(np.float32)
-WEIGHTS = np.array([0.5, 2.0, 0.0, 1.0, 3.0], np.float32)
-COUNTS = np.arange(NUM_ITEMS) * 3.0
-SCORE_MASK = RNG.random((NUM_ROWS, NUM_ROWS)) > 0.4
-
-
-class Drawn(Part):
-    """Proposes the items it is told to, as if they had been drawn uniformly."""
-
-    name = "drawn"
-    needs_frequency = False
-
-    def __init__(self, rows, filled=None):
-        self.rows = tf.constant(rows)
-        self.filled = tf.constant([True] * len(rows) if filled is None else filled)
-
-    def propose(self, context):
-        vectors = context.encode_items(CATALOGUE.gather(self.rows))
-        nobody = tf.fill([len(self.rows)], -1)
-        return Candidates(CATALOGUE.keys_at(self.rows), vectors, self.filled, nobody)
-
-    def log_expected_count(self, ids, context):
-        return tf.fill(tf.shape(ids), np.float32(np.log(len(self.rows) / NUM_ITEMS)))
-
-
-def exact_frequency():
-    return ExactFrequency(CATALOGUE.ids, Q * 1e6)
-
-
-def item_bias():
-    return ItemBias(CATALOGUE.ids, COUNTS)
-
-
-def encode_items(features):
-    return tf.gather(CORPUS, features["item_id"] - 100)
-
-
-def run(task, *, queries=QUERIES, num_items=NUM_ROWS, **call):
-    ids = BATCH_IDS[:num_items]
-    call = {"candidate_ids": ids, "encode_items": encode_items, **call}
-    return task(tf.constant(queries), tf.constant(ITEMS[:num_items]), **call)
-
-
-def pool_of(num_items=NUM_ROWS, drawn=()):
-    batch = reference.batch_columns(BATCH_IDS[:num_items], ITEMS[:num_items], NUM_ROWS)
-    return [*batch, *(reference.Column(100 + row, CORPUS[row]) for row in drawn)]
-
-
-def count_of(num_items=0, num_drawn=0):
-    def count(item):
-        in_batch = reference.in_batch_count(Q[item - 100], num_items)
-        return in_batch + reference.uniform_count(NUM_ITEMS, num_drawn)
-
-    return count
-
+from tfrs_negatives.types import InputError, Logits
 
 BIAS = {100 + i: np.log(max(count, 0.5) / COUNTS.sum()) for i, count in enumerate(COUNTS)}
 MIXTURE = {"negatives": [InBatch(), Drawn(DRAWN)]}
@@ -96,7 +48,12 @@ COMPOSITIONS = {
         {"similarity": "cosine", "temperature": 0.2},
         (),
     ),
-    "bias": ({"item_bias": item_bias, "temperature": 0.5}, {}, {"bias": BIAS, "temperature": 0.5}, ()),
+    "bias": (
+        {"item_bias": item_bias, "temperature": 0.5},
+        {},
+        {"bias": BIAS, "temperature": 0.5},
+        (),
+    ),
     "sum": ({"reduction": "sum"}, {}, {"reduction": "sum"}, ()),
     "weights": ({}, {"sample_weight": WEIGHTS}, {"weights": WEIGHTS}, ()),
     "hits": ({"masks": [AccidentalHits()]}, {}, {"accidental_hits": True}, ()),
@@ -112,6 +69,12 @@ COMPOSITIONS = {
         {"frequency": exact_frequency, "correct": "negatives"},
         {},
         {"policy": "negatives", "count": count_of(NUM_ROWS)},
+        (),
+    ),
+    "half strength both": (
+        {"frequency": exact_frequency, "strength": 0.5},
+        {},
+        {"policy": "both", "strength": 0.5, "count": count_of(NUM_ROWS)},
         (),
     ),
     "half strength": (
@@ -167,11 +130,6 @@ COMPOSITIONS = {
         DRAWN,
     ),
 }
-
-
-def build(arguments):
-    # Layers are built anew for each test: they hold variables.
-    return Retrieval(**{n: a() if callable(a) else a for n, a in arguments.items()})
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
@@ -247,7 +205,9 @@ def test_sources_without_the_batch_compete_with_the_positive_alone():
         own, *drawn = pool_of(drawn=DRAWN)[row : row + 1] + pool_of(drawn=DRAWN)[NUM_ROWS:]
         count = count_of(0, len(DRAWN))
         losses.append(
-            reference.row_loss(0, query, [own._replace(owner=0), *drawn], policy="negatives", count=count)
+            reference.row_loss(
+                0, query, [own._replace(owner=0), *drawn], policy="negatives", count=count
+            )
         )
     assert float(run(task)) == pytest.approx(reference.reduced(losses), rel=1e-5)
 
@@ -256,89 +216,6 @@ def test_score_mask_never_lands_on_the_columns_of_another_source():
     task = Retrieval(negatives=[Drawn(DRAWN), InBatch()], frequency=exact_frequency())
     with pytest.raises(InputError, match="score_mask"):
         run(task, score_mask=SCORE_MASK)
-
-
-def test_uniform_draws_what_the_seed_says_and_other_items_at_each_step():
-    source, seen = Uniform(CATALOGUE, 6), []
-
-    def record(features):
-        seen.append((features["item_id"].numpy() - 100).tolist())
-        return encode_items(features)
-
-    for seed in (5, 5, 6):
-        task = Retrieval(negatives=[InBatch(), source], frequency=exact_frequency(), seed=seed)
-        for _ in range(2):
-            drawn_loss = run(task, encode_items=record, training=True)
-            count = count_of(NUM_ROWS, 6)
-            expected = reference.retrieval_loss(
-                QUERIES, pool_of(drawn=seen[-1]), policy="both", count=count
-            )
-            assert float(drawn_loss) == pytest.approx(expected, rel=1e-5)
-    assert seen[:2] == seen[2:4]
-    assert len({tuple(draw) for draw in seen}) == 4
-
-
-def test_two_sources_of_one_kind_draw_differently():
-    seen = []
-
-    def record(features):
-        seen.append(features["item_id"].numpy().tolist())
-        return encode_items(features)
-
-    run(Retrieval(negatives=[Uniform(CATALOGUE, 8), Uniform(CATALOGUE, 8)]), encode_items=record)
-    assert seen[0] != seen[1]
-
-
-def test_uniform_draws_every_item_equally_often():
-    counts = np.zeros(NUM_ITEMS)
-
-    def record(features):
-        np.add.at(counts, features["item_id"].numpy() - 100, 1)
-        return encode_items(features)
-
-    task = Retrieval(negatives=[Uniform(CATALOGUE, 600)], correct=None)
-    for _ in range(10):
-        run(task, encode_items=record, training=True)
-    expected = 6000 / NUM_ITEMS
-    # The 99.99th percentile of chi squared with 11 degrees of freedom is 37.4.
-    assert ((counts - expected) ** 2 / expected).sum() < 37.4
-
-
-def test_an_item_outside_the_catalogue_is_never_a_uniform_draw():
-    batch_ids = np.array([103, 999, 103, 107, 110])
-    frequency = ExactFrequency([999, *CATALOGUE.ids], [5e5, *(Q * 5e5)])
-    task = Retrieval(negatives=[InBatch(), Drawn(DRAWN)], frequency=frequency)
-    only_batch = Retrieval(negatives=[InBatch(), Uniform(CATALOGUE, 6)], frequency=frequency)
-    context_count = {
-        name: source.log_expected_count(tf.constant(batch_ids), None).numpy()
-        for name, source in {"uniform": only_batch.negatives[1]}.items()
-    }
-    assert context_count["uniform"][1] == -np.inf
-    np.testing.assert_allclose(context_count["uniform"][[0, 2]], np.log(6 / NUM_ITEMS), rtol=1e-6)
-    loss = run(only_batch, candidate_ids=batch_ids)
-    assert np.isfinite(float(loss))
-    assert np.isfinite(float(run(task, candidate_ids=batch_ids)))
-
-
-def test_index_stream_proposes_the_items_of_the_batch_column():
-    source = IndexStream(CATALOGUE, 6)
-    task = Retrieval(negatives=[InBatch(), source], frequency=exact_frequency())
-    stream = CATALOGUE.gather(tf.constant(DRAWN))
-    loss = run(task, features={"index_items": stream})
-    count = count_of(NUM_ROWS, 6)
-    expected = reference.retrieval_loss(QUERIES, pool_of(drawn=DRAWN), policy="both", count=count)
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(InputError, match="index_items"):
-        run(task)
-
-
-def test_index_stream_goes_through_the_catalogue_in_random_order():
-    users = tf.data.Dataset.from_tensor_slices({"user_id": np.arange(8)}).batch(2)
-    batches = list(IndexStream(CATALOGUE, 3).attach(users, seed=1))
-    assert [b["user_id"].numpy().tolist() for b in batches] == [[0, 1], [2, 3], [4, 5], [6, 7]]
-    streamed = np.concatenate([b["index_items"]["item_id"] for b in batches])
-    assert sorted(streamed) == CATALOGUE.ids.tolist()
-    assert streamed.tolist() != CATALOGUE.ids.tolist()
 
 
 def test_frequency_learns_in_training_only():
@@ -400,6 +277,13 @@ def test_report_says_what_the_step_was_made_of():
         "5 queries, 11 columns (in_batch 5, drawn 6), masked 14.00%, replicas 1, "
         "correction negatives x 0.5, cosine / 0.2"
     )
+
+
+def test_report_counts_extra_candidates_as_nobodys_positive():
+    task = Retrieval(masks=[AccidentalHits()])
+    run(task, num_items=len(BATCH_IDS), training=True)
+    # Item 103 is in columns 0, 2 and 5: rows 0 and 2 lose two each, of 5 x 7 - 5.
+    assert "7 columns (in_batch 7), masked 13.33%" in task.describe_last_step()
 
 
 BAD = {

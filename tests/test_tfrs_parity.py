@@ -1,4 +1,4 @@
-"""`Retrieval(reduction="sum")` in the place of `tfrs.tasks.Retrieval`: the same numbers, or better."""
+"""`Retrieval(reduction="sum")` in the place of `tfrs.tasks.Retrieval`: same numbers, or better."""
 
 from __future__ import annotations
 
@@ -247,8 +247,7 @@ def test_probabilities_below_one_in_a_million_are_told_apart():
 
     def losses(task):
         return [
-            float(task(QUERIES, ITEMS[:B], candidate_sampling_probability=p))
-            for p in (rare, rarer)
+            float(task(QUERIES, ITEMS[:B], candidate_sampling_probability=p)) for p in (rare, rarer)
         ]
 
     same, other = losses(tfrs.tasks.Retrieval()), losses(Retrieval(reduction="sum"))
@@ -283,7 +282,9 @@ def test_no_hard_negatives_keep_them_all_as_tfrs_documents():
 def test_score_mask_never_hides_the_positive():
     mask = SCORE_MASK[:, :B].copy()
     mask[2, 2] = False
-    seen, hidden = (Retrieval()(QUERIES, ITEMS[:B], score_mask=m) for m in (SCORE_MASK[:, :B], mask))
+    seen, hidden = (
+        Retrieval()(QUERIES, ITEMS[:B], score_mask=m) for m in (SCORE_MASK[:, :B], mask)
+    )
     assert float(seen) == float(hidden)
 
 

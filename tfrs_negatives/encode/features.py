@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -9,9 +10,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.types import Columns, bad_input
+from tfrs_negatives.types import EMPTY_ID, Columns, bad_input
 
 Kind = Literal["categorical", "numeric", "multi_hot", "list"]
+# The name of the unknown in a lookup of strings, which no column holds: numpy strips it.
+NO_TEXT = "\0"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ def infer_features(
         A spec per column, in the order of the columns.
 
     Raises:
-        InputError: for an override of a column that does not exist or that cannot be of that kind.
+        InputError: for an override of a column that does not exist or that cannot be of that kind,
+            and for a list column that holds nothing.
 
     Example:
         >>> columns = {"city": np.array(["b", "a", "b"]), "age": np.array([1.0, 2.0, 3.0])}
@@ -109,15 +113,21 @@ def _spec(name: str, column: np.ndarray, kind: Kind) -> FeatureSpec:
         return FeatureSpec(name, kind, "float32", width, (), tuple(mean), tuple(variance))
     values = np.unique(column)
     known = values[values != ("" if is_text else -1)] if kind == "list" else values
+    if not len(known):
+        raise bad_input(f"features.{name}", "at least one value", "only padding")
     return FeatureSpec(name, kind, "string" if is_text else "int64", width, tuple(known.tolist()))
 
 
-def encode_feature(spec: FeatureSpec, embedding_dim: int) -> tuple[tf.Tensor, tf.Tensor]:
+def encode_feature(
+    spec: FeatureSpec, embedding_dim: int, *, tower: str
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Makes the Keras input of one feature and its vector.
 
     Args:
         spec: the feature.
         embedding_dim: width of embeddings, D; numeric features keep their own width.
+        tower: name of the tower, which with the name of the feature seeds its dropout. Two towers
+            that dropped the same rows would tell each other which pairs belong together.
 
     Returns:
         The symbolic input and the vector [B, D] or [B, W].
@@ -133,7 +143,8 @@ def encode_feature(spec: FeatureSpec, embedding_dim: int) -> tuple[tf.Tensor, tf
     if spec.kind == "categorical":
         rows = _lookup(spec)(column)
         if spec.id_dropout:
-            rows = IdDropout(spec.id_dropout, name=f"{spec.name}_dropout")(rows)
+            seed = zlib.crc32(f"{tower}/{spec.name}".encode())
+            rows = IdDropout(spec.id_dropout, seed=seed, name=f"{spec.name}_dropout")(rows)
         return column, _embedding(spec, rows, embedding_dim)
     rows = _lookup(spec, mask=True)(column)
     return column, MaskedMean()([_embedding(spec, rows, embedding_dim), rows])
@@ -143,10 +154,10 @@ def _lookup(spec: FeatureSpec, *, mask: bool = False) -> tf.keras.layers.Layer:
     # Row 0 answers for what is not in the vocabulary (row 1 where row 0 is the padding).
     if spec.dtype == "string":
         return tf.keras.layers.StringLookup(
-            vocabulary=list(spec.vocabulary), mask_token="" if mask else None
+            vocabulary=list(spec.vocabulary), mask_token="" if mask else None, oov_token=NO_TEXT
         )
     return tf.keras.layers.IntegerLookup(
-        vocabulary=list(spec.vocabulary), mask_token=-1 if mask else None, oov_token=-2
+        vocabulary=list(spec.vocabulary), mask_token=-1 if mask else None, oov_token=EMPTY_ID
     )
 
 
@@ -191,7 +202,7 @@ class IdDropout(tf.keras.layers.Layer):
     Example:
         >>> rows = tf.ones([1000], tf.int64)
         >>> dropped = IdDropout(0.25)(rows, training=True).numpy()
-        >>> 0.2 < (dropped == 0).mean() < 0.3, (IdDropout(0.25)(rows).numpy() == 1).all().item()
+        >>> 0.2 < float((dropped == 0).mean()) < 0.3, (IdDropout(0.25)(rows).numpy() == 1).all().item()
         (True, True)
 
     Source: Volkovs et al., NeurIPS 2017 (DropoutNet), on ids instead of whole vectors.

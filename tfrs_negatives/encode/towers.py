@@ -45,7 +45,7 @@ def build_tower(
     for size in (embedding_dim, *hidden, 1 if output_dim is None else output_dim):
         if size < 1:
             raise bad_input("tower sizes", "at least 1", size)
-    encoded = [encode_feature(spec, embedding_dim) for spec in features]
+    encoded = [encode_feature(spec, embedding_dim, tower=name) for spec in features]
     vectors = [vector for _, vector in encoded]
     vector = vectors[0] if len(vectors) == 1 else tf.keras.layers.Concatenate()(vectors)
     for width in hidden:

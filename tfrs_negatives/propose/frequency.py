@@ -164,7 +164,8 @@ class StreamingFrequency(tf.keras.layers.Layer):
 
     def _slots(self, ids: tf.Tensor) -> tf.Tensor:
         """Returns [num_hashes, m] int64: where each id is kept; empty ids share the last slot."""
-        salts = np.random.default_rng(self.seed).integers(2**63, size=(self.num_hashes, 1))
+        # Raw bits of a named generator: the same in every version of numpy, as a saved table needs.
+        salts = np.random.PCG64(self.seed).random_raw(self.num_hashes).astype(np.int64)[:, None]
         bucket = tf.math.floormod(_mix(ids[None, :] + salts), self.num_buckets)
         slot = bucket + np.arange(self.num_hashes)[:, None] * self.num_buckets
         empty = tf.constant(self.num_hashes * self.num_buckets, tf.int64)
@@ -205,14 +206,7 @@ class ExactFrequency(tf.keras.layers.Layer):
         super().__init__(**{"name": "frequency", "dtype": "float32", **kwargs})
         self.items = ItemCatalogue(ids)
         self.counts = np.asarray(counts, np.float64)
-        if self.counts.shape != (len(self.items),):
-            raise bad_input("counts", f"{len(self.items)} numbers, one per id", self.counts.shape)
-        if not (self.counts.min() >= 0 and 0 < self.counts.sum() < np.inf):
-            expected = "no negative count and a positive, finite sum"
-            raise bad_input("counts", expected, self.counts.tolist()[:5])
-        # The last entry answers for ids outside the catalogue.
-        smoothed = np.maximum(np.append(self.counts, 0.0), UNSEEN_COUNT)
-        self._log_share = np.log(smoothed / self.counts.sum()).astype(np.float32)
+        self._log_share = log_shares(self.items, self.counts)
 
     def update(self, ids: tf.Tensor) -> None:
         """Does nothing: the counts are given."""
@@ -225,6 +219,32 @@ class ExactFrequency(tf.keras.layers.Layer):
         """Returns the constructor's arguments."""
         ids, counts = self.items.ids.tolist(), self.counts.tolist()
         return {**super().get_config(), "ids": ids, "counts": counts}
+
+
+def log_shares(items: ItemCatalogue, counts: np.ndarray) -> np.ndarray:
+    """The log of each item's share of the events, an item without any as if it had half of one.
+
+    Args:
+        items: the catalogue of N items.
+        counts: [N] how many events each has.
+
+    Returns:
+        [N + 1] float32 in nats; the last entry is for ids outside the catalogue.
+
+    Raises:
+        InputError: if a count is negative or not finite, their sum is zero, or lengths differ.
+
+    Example:
+        >>> np.exp(log_shares(ItemCatalogue([1, 2, 3]), np.array([3.0, 1.0, 0.0]))).tolist()
+        [0.75, 0.25, 0.125, 0.125]
+    """
+    if np.shape(counts) != (len(items),):
+        raise bad_input("counts", f"{len(items)} numbers, one per id", np.shape(counts))
+    if not (counts.min() >= 0 and 0 < counts.sum() < np.inf):
+        expected = "no negative count and a positive, finite sum"
+        raise bad_input("counts", expected, counts.tolist()[:5])
+    smoothed = np.maximum(np.append(counts, 0.0), UNSEEN_COUNT)
+    return np.log(smoothed / counts.sum()).astype(np.float32)
 
 
 def _constant(value: float) -> tf.keras.initializers.Initializer:

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.propose.frequency import log_shares
 from tfrs_negatives.types import CandidatePool, Logits, Similarity, StepContext, bad_input
 
 # A learned temperature stays where float32 logits of a cosine still resolve (ALG G13).
@@ -39,11 +40,7 @@ class ItemBias(tf.keras.layers.Layer):
         super().__init__(**{"name": "item_bias", "dtype": "float32", **kwargs})
         self.items = ItemCatalogue(ids)
         self.counts = np.asarray(counts, np.float64)
-        if self.counts.shape != (len(self.items),):
-            raise bad_input("counts", f"{len(self.items)} numbers, one per id", self.counts.shape)
-        if self.counts.min() < 0 or not self.counts.sum() > 0:
-            raise bad_input("counts", "no negative count and a positive sum", self.counts.min())
-        start = np.log(np.maximum(np.append(self.counts, 0.0), 0.5) / self.counts.sum())
+        start = log_shares(self.items, self.counts)
         self.bias = self.add_weight(
             "bias", [len(start)], tf.float32, tf.keras.initializers.Constant(start)
         )
