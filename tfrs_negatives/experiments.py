@@ -8,7 +8,6 @@ and, once built, `index/`.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
 import time
@@ -27,6 +26,7 @@ from tfrs_negatives.datasets import ItemTable, LogColumns, RetrievalData, load
 from tfrs_negatives.encode.features import infer_features
 from tfrs_negatives.encode.towers import build_tower
 from tfrs_negatives.evaluation import Evaluation, TopKEvaluation, evaluate
+from tfrs_negatives.files import draft_of, put_in_place, write_text
 from tfrs_negatives.index import build_index, export_index, load_index
 from tfrs_negatives.optimizers import SparseAdam
 from tfrs_negatives.propose.frequency import ExactFrequency
@@ -138,7 +138,7 @@ def train_run(
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    _replace(draft, folder)
+    put_in_place(draft, folder)
     return metrics
 
 
@@ -181,7 +181,7 @@ def evaluate_run(folder: Path, *, progress: bool = False) -> Evaluation:
     data = load_data(config)
     result = evaluate(model, data.test, progress=progress, **_protocol(config, data))
     metrics = json.loads((folder / "metrics.json").read_text())
-    _write_text(folder / "metrics.json", _to_json({**metrics, "test": result.metrics}))
+    write_text(folder / "metrics.json", _to_json({**metrics, "test": result.metrics}))
     return result
 
 
@@ -291,13 +291,13 @@ class HistoryFile(tf.keras.callbacks.Callback):
         self.rows.append({"epoch": epoch + 1, **(logs or {})})
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         lines = [[str(row.get(name, "")) for name in names] for row in self.rows]
-        _write_text(self.path, "\n".join(",".join(line) for line in [names, *lines]) + "\n")
+        write_text(self.path, "\n".join(",".join(line) for line in [names, *lines]) + "\n")
 
 
 def _start_draft(folder: Path, *, overwrite: bool) -> Path:
     if folder.exists() and not overwrite:
         raise bad_input("run", "a folder that does not exist, or --overwrite", folder)
-    draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
+    draft = draft_of(folder)
     try:
         draft.mkdir(parents=True)
     except OSError as error:
@@ -316,8 +316,8 @@ def _check_ks(config: RunConfig, data: RetrievalData) -> None:
 def _write_run(
     config: RunConfig, data: RetrievalData, model: TwoTower, metrics: dict[str, Any], draft: Path
 ) -> None:
-    _write_text(draft / "config.yaml", config.to_yaml())
-    _write_text(draft / "metrics.json", _to_json(metrics))
+    write_text(draft / "config.yaml", config.to_yaml())
+    write_text(draft / "metrics.json", _to_json(metrics))
     model.save(draft / "model.keras")
     queries, _ = data.train.queries()
     write_columns(draft / "queries.parquet", queries, query_key=data.train.query_key or "")
@@ -327,21 +327,12 @@ def _write_run(
     write_columns(draft / "items.parquet", items)
 
 
-def _replace(draft: Path, folder: Path) -> None:
-    """Puts the draft in the place of the folder, which goes only when the draft is there."""
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    draft.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def write_columns(path: Path, columns: Mapping[str, np.ndarray], **metadata: str) -> None:
     """Writes arrays [E] or [E, W] as a Parquet file; a row of several values becomes a list."""
     table = pa.table(
         {n: pa.array(c.tolist() if c.ndim > 1 else c) for n, c in columns.items()}
     ).replace_schema_metadata(metadata)
-    draft = path.with_name(f".{path.name}.draft")
+    draft = draft_of(path)
     pq.write_table(table, draft)
     draft.rename(path)
 
@@ -350,12 +341,6 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     """Reads the arrays that `write_columns` wrote."""
     table = pq.read_table(path)
     return {name: np.array(table[name].to_pylist()) for name in table.column_names}
-
-
-def _write_text(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text)
-    draft.rename(path)
 
 
 def _to_json(record: Mapping[str, Any]) -> str:

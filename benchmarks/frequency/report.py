@@ -13,6 +13,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from tfrs_negatives.files import write_text
+
 # Reading -> title of its panel, in the order of the panels and of the rows.
 TITLES = {
     "interval_paper": "Gaps as in the paper, 1 / D",
@@ -106,10 +108,3 @@ def _table(rows: list[dict[str, Any]]) -> str:
         numbers = [f"{cell['mean']:.4f} ± {cell['deviation']:.4f}" for cell in cells]
         lines.append([row["reading"], str(row["hashes"]), *numbers])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it, so that it is never half there."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

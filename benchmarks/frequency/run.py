@@ -30,7 +30,8 @@ import tfrs_negatives as tfn  # isort: skip  (chooses legacy Keras before Tensor
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.frequency.report import TITLES, draw_plot, write_readme, write_text
+from benchmarks.frequency.report import TITLES, draw_plot, write_readme
+from tfrs_negatives.files import write_text
 
 NUM_ITEMS, BATCH_SIZE = 1000, 128
 INTERVAL_RATE = 0.01

@@ -22,6 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tfrs_negatives.config import load_config
 from tfrs_negatives.experiments import train_run
+from tfrs_negatives.files import write_text
 from tfrs_negatives.progress import EpochProgress
 
 HERE = Path(__file__).parent
@@ -46,9 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for path in arguments.configs:
         result = run(path, arguments.seeds)
-        draft = RESULTS / f".{path.stem}.draft"
-        draft.write_text(json.dumps(result, indent=2) + "\n")
-        draft.rename(RESULTS / f"{path.stem}.json")
+        write_text(RESULTS / f"{path.stem}.json", json.dumps(result, indent=2) + "\n")
     (HERE / "README.md").write_text(render())
 
 

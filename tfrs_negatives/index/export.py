@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from tfrs_negatives.files import put_in_place
 from tfrs_negatives.index.archive import is_export, write_manifest
 from tfrs_negatives.index.arguments import check_ks
 from tfrs_negatives.index.backends import MISSING, ScannSearch
@@ -82,7 +83,7 @@ def export_index(
         _write(index, work, ks)
         if check:
             _check(index, work, ks)
-        _put_in_place(work, target)
+        put_in_place(work, target)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         with suppress(OSError):  # somebody else may have put something there
@@ -284,17 +285,3 @@ def _make_work_folder(target: Path) -> Path:
     except OSError as error:
         raise bad_input("path", "a folder that can be written", error) from error
     return work
-
-
-def _put_in_place(work: Path, target: Path) -> None:
-    if not target.exists():
-        work.rename(target)
-        return
-    old = work.with_suffix(".old")
-    target.rename(old)
-    try:
-        work.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
