@@ -4,4 +4,4 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import tfrs_negatives  # isort: skip  (chooses legacy Keras before TensorFlow is imported)
+import tfrs_negatives  # noqa: F401  (chooses legacy Keras before TensorFlow is imported)

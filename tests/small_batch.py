@@ -62,7 +62,7 @@ def encode_items(features):
 
 def run(task, *, queries=QUERIES, num_items=NUM_ROWS, **call):
     ids = BATCH_IDS[:num_items]
-    call = {"candidate_ids": ids, "encode_items": encode_items, **call}
+    call = {"candidate_ids": ids, "encode_items": encode_items, "training": False, **call}
     return task(tf.constant(queries), tf.constant(ITEMS[:num_items]), **call)
 
 

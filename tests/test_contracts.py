@@ -88,7 +88,7 @@ def call(task, queries=QUERIES, items=ITEMS, ids=IDS, corpus=CORPUS, **options):
         candidate_ids=ids,
         features={"index_items": CATALOGUE.gather(tf.constant([4, 0, 4, 8]))},
         encode_items=lambda features: encode_items(features, corpus),
-        **options,
+        **{"training": False, **options},
     )
 
 

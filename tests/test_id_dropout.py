@@ -44,8 +44,8 @@ def test_draws_differ_by_call_and_repeat_by_seed():
 
 
 def test_the_draws_of_two_towers_are_independent():
-    # With equal draws the unknown users would meet the unknown items in every positive pair, and the
-    # model would learn that instead of the items' features.
+    # With equal draws the unknown users would meet the unknown items in every positive pair, and
+    # the model would learn that instead of the items' features.
     users = dropped_rows(id_tower("query_tower", "user_id"), "user_id")
     items = dropped_rows(id_tower("item_tower", "item_id"), "item_id")
     same_name = dropped_rows(id_tower("item_tower", "user_id"), "user_id")

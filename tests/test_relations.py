@@ -66,7 +66,7 @@ def loss_and_gradient(task, scores, item_ids, **call):
             tf.gather(EYE, item_ids),
             candidate_ids=item_ids,
             encode_items=encode_items,
-            **call,
+            **{"training": False, **call},
         )
     return loss, tape.gradient(loss, queries)
 

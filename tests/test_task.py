@@ -34,6 +34,7 @@ from tfrs_negatives.score.keep_masks import AccidentalHits
 from tfrs_negatives.train.hard_negatives import Hardest
 from tfrs_negatives.train.losses import SampledSoftmax
 from tfrs_negatives.train.task import Retrieval
+from tfrs_negatives.train.two_tower import describe_last_step
 from tfrs_negatives.types import InputError, Logits
 
 BIAS = {100 + i: np.log(max(count, 0.5) / COUNTS.sum()) for i, count in enumerate(COUNTS)}
@@ -151,6 +152,7 @@ def test_gradient_equals_central_differences_of_the_reference(name):
             ITEMS[:NUM_ROWS],
             candidate_ids=BATCH_IDS[:NUM_ROWS],
             encode_items=encode_items,
+            training=False,
             **call,
         )
     expected = reference.numerical_gradient(
@@ -273,7 +275,7 @@ def test_report_says_what_the_step_was_made_of():
     run(task, training=True)
     # Rows 0 and 2 lose one batch column and two drawn ones each, and row 3 one drawn column; of
     # 5 x 11 columns 5 are the rows' own.
-    assert task.describe_last_step() == (
+    assert describe_last_step(task) == (
         "5 queries, 11 columns (in_batch 5, drawn 6), masked 14.00%, replicas 1, "
         "correction negatives x 0.5, cosine / 0.2"
     )
@@ -283,7 +285,7 @@ def test_report_counts_extra_candidates_as_nobodys_positive():
     task = Retrieval(masks=[AccidentalHits()])
     run(task, num_items=len(BATCH_IDS), training=True)
     # Item 103 is in columns 0, 2 and 5: rows 0 and 2 lose two each, of 5 x 7 - 5.
-    assert "7 columns (in_batch 7), masked 13.33%" in task.describe_last_step()
+    assert "7 columns (in_batch 7), masked 13.33%" in describe_last_step(task)
 
 
 BAD = {
@@ -301,6 +303,7 @@ BAD = {
         {"negatives": [Uniform(CATALOGUE, 2)]},
         {"candidate_sampling_probability": np.ones(5, np.float32) / 5},
     ),
+    "training": ({"negatives": [Uniform(CATALOGUE, 2)]}, {"training": None}),
     "encode_items": ({"negatives": [Uniform(CATALOGUE, 2)]}, {"encode_items": None}),
     "k": ({"miners": lambda: [Hardest(0)]}, {}),
     "num_negatives": ({"negatives": lambda: [Uniform(CATALOGUE, 0)]}, {}),

@@ -82,6 +82,9 @@ class NegativesConfig(Section):
     num_uniform: int = Field(2048, ge=1, description="columns drawn from the catalogue")
     correct: Literal["both", "negatives"] | None = "both"
     strength: float = Field(1.0, ge=0, le=1)
+    remove_accidental_hits: bool | None = Field(
+        None, description="null: only where the positive is not corrected"
+    )
     frequency: Literal["decayed_count", "interval", "exact"] = "decayed_count"
 
 

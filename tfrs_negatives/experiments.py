@@ -31,6 +31,7 @@ from tfrs_negatives.index import build_index, export_index, load_index
 from tfrs_negatives.optimizers import SparseAdam
 from tfrs_negatives.propose.frequency import ExactFrequency
 from tfrs_negatives.score.affinity import ItemBias
+from tfrs_negatives.score.keep_masks import AccidentalHits
 from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.train.two_tower import TwoTower
 from tfrs_negatives.types import bad_input
@@ -91,6 +92,8 @@ def _build_task(config: RunConfig, data: RetrievalData, counts: np.ndarray) -> R
     options: dict[str, Any] = config.model.model_dump(include=set(score))
     options |= {"correct": config.negatives.correct, "strength": config.negatives.strength}
     options["seed"] = config.train.seed
+    if config.negatives.remove_accidental_hits is not None:
+        options["masks"] = [AccidentalHits()] * config.negatives.remove_accidental_hits
     if config.model.item_bias:
         options["item_bias"] = ItemBias(data.items.ids, counts)
     if config.negatives.frequency == "exact":

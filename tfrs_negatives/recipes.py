@@ -1,7 +1,13 @@
-"""The published methods, each as the composition of parts that it is."""
+"""The published methods, each as the composition of parts that it is.
+
+Accidental hits are masked where the positive is not corrected (`correct="negatives"` or None) and
+kept where it is: see the table of limits in `docs/architecture.md`. Pass `masks=` to decide
+otherwise.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tfrs_negatives.encode.catalogue import ItemCatalogue
@@ -9,8 +15,7 @@ from tfrs_negatives.propose.frequency import StreamingFrequency
 from tfrs_negatives.propose.negatives import InBatch, Uniform
 from tfrs_negatives.score.keep_masks import AccidentalHits
 from tfrs_negatives.train.task import Retrieval
-
-COMMON: dict[str, Any] = {"similarity": "cosine", "temperature": 0.1}
+from tfrs_negatives.types import NegativeSource
 
 
 def in_batch(items: ItemCatalogue, **options: Any) -> Retrieval:
@@ -29,15 +34,7 @@ def in_batch(items: ItemCatalogue, **options: Any) -> Retrieval:
 
     Source: Yi et al., RecSys 2019.
     """
-    return Retrieval(
-        **{
-            **COMMON,
-            "negatives": [InBatch()],
-            "frequency": frequency_table(items),
-            "masks": [AccidentalHits()],
-            **options,
-        }
-    )
+    return _retrieval([InBatch()], items, options)
 
 
 def mixed_negative_sampling(
@@ -60,15 +57,23 @@ def mixed_negative_sampling(
 
     Source: Yang et al., WWW 2020.
     """
-    return Retrieval(
-        **{
-            **COMMON,
-            "negatives": [InBatch(), Uniform(items, num_uniform)],
-            "frequency": frequency_table(items),
-            "masks": [AccidentalHits()],
-            **options,
-        }
-    )
+    return _retrieval([InBatch(), Uniform(items, num_uniform)], items, options)
+
+
+def _retrieval(
+    negatives: Sequence[NegativeSource], items: ItemCatalogue, options: dict[str, Any]
+) -> Retrieval:
+    # With both sides corrected the copies of the positive are part of what estimates its share of
+    # the denominator; elsewhere they would only count against it.
+    masks = [] if options.get("correct", "both") == "both" else [AccidentalHits()]
+    defaults = {
+        "negatives": negatives,
+        "frequency": frequency_table(items),
+        "masks": masks,
+        "similarity": "cosine",
+        "temperature": 0.1,
+    }
+    return Retrieval(**{**defaults, **options})
 
 
 def frequency_table(items: ItemCatalogue, **options: Any) -> StreamingFrequency:

@@ -230,7 +230,7 @@ class IdDropout(tf.keras.layers.Layer):
             return rows
         self.calls.assign_add(1)
         seed = tf.stack([tf.constant(self.seed, tf.int64), self.calls])
-        drop = tf.random.stateless_uniform(tf.shape(rows), seed) < self.rate
+        drop = tf.random.stateless_uniform(tf.shape(rows), seed, alg="philox") < self.rate
         return tf.where(drop, tf.zeros_like(rows), rows)
 
     def get_config(self) -> dict[str, Any]:

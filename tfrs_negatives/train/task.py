@@ -196,7 +196,8 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             score_mask: [B, n] bool, False for a candidate that is no negative of a row.
             features: the raw batch, for sources that read a column of it.
             encode_items: item features -> [m, D], for sources that propose other items.
-            training: whether this is a training step. Only then do frequencies and steps move.
+            training: whether this is a training step. Only then do frequencies and draws move on; a
+                composition that has none may leave it out.
 
         Returns:
             The loss, a scalar.
@@ -205,8 +206,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             InputError: if an argument that this composition needs is missing or has the wrong
                 shape.
         """
-        if score_mask is not None and self.negatives[0].name != InBatch.name:
-            raise bad_input("score_mask", "the batch as the first source", self.negatives[0].name)
+        self._check_call(score_mask, training)
         context = self._context(
             query_embeddings, candidate_embeddings, candidate_ids, features or {}, encode_items
         )
@@ -228,6 +228,14 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         if compute_metrics and query_embeddings.shape.rank == 2:
             self._update_factorized_metrics(context, candidate_ids, sample_weight)
         return loss
+
+    def _check_call(self, score_mask: tf.Tensor | None, training: bool | None) -> None:
+        names = [source.name for source in self.negatives]
+        if score_mask is not None and names[0] != InBatch.name:
+            raise bad_input("score_mask", "the batch as the first source", names[0])
+        if training is None and (self.frequency is not None or names != [InBatch.name]):
+            rule = "True or False, because frequencies and draws move on in training only"
+            raise bad_input("training", rule, None)
 
     def _context(
         self,
@@ -341,18 +349,6 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
                 true_candidate_ids=None if ids is None else ids[:rows],
                 sample_weight=sample_weight,
             )
-
-    def describe_last_step(self) -> str:
-        """Says in one line what the last training step did."""
-        rows, *columns, corrected = self.last_sizes.numpy().tolist()
-        sources = ", ".join(f"{s.name} {n}" for s, n in zip(self.negatives, columns, strict=True))
-        masked = "nothing" if self.masked_share is None else f"{self.masked_share.result():.2%}"
-        policy = f"{self.correct} x {self.strength:g}" if corrected else "none"
-        return (
-            f"{rows} queries, {sum(columns)} columns ({sources}), masked {masked}, "
-            f"replicas {tf.distribute.get_strategy().num_replicas_in_sync}, correction {policy}, "
-            f"{self.affinity.similarity} / {float(self.affinity.temperature):g}"
-        )
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, without the factorized metrics."""

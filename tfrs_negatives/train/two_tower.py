@@ -11,7 +11,6 @@ import tensorflow_recommenders as tfrs
 
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.propose.frequency import StreamingFrequency
-from tfrs_negatives.score.keep_masks import AccidentalHits
 from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.types import Features, Similarity, bad_input
 
@@ -42,7 +41,7 @@ class TwoTower(tfrs.Model):
         >>> batch = {"user_id": tf.constant([0, 1]), "item_id": tf.constant([3, 1])}
         >>> history = model.fit(tf.data.Dataset.from_tensors(batch), verbose=0)
         >>> sorted(history.history)
-        ['loss', 'masked_share', 'regularization_loss', 'total_loss']
+        ['loss', 'regularization_loss', 'total_loss']
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class TwoTower(tfrs.Model):
             temperature=0.05,
             similarity="cosine",
             frequency=StreamingFrequency(),
-            masks=[AccidentalHits()],
         )
         self.item_key = item_key or items.item_key
         names = ("loss", "regularization_loss", "total_loss")
@@ -201,5 +199,18 @@ class FirstStepReport(tf.keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Logs once, after the first step (or the first `steps_per_execution` of them)."""
         if self.is_due:
-            logger.info("first step: %s", self.task.describe_last_step())
+            logger.info("first step: %s", describe_last_step(self.task))
             self.is_due = False
+
+
+def describe_last_step(task: Retrieval) -> str:
+    """Says in one line what the last training step did."""
+    rows, *columns, corrected = task.last_sizes.numpy().tolist()
+    sources = ", ".join(f"{s.name} {n}" for s, n in zip(task.negatives, columns, strict=True))
+    masked = "nothing" if task.masked_share is None else f"{task.masked_share.result():.2%}"
+    policy = f"{task.correct} x {task.strength:g}" if corrected else "none"
+    return (
+        f"{rows} queries, {sum(columns)} columns ({sources}), masked {masked}, "
+        f"replicas {tf.distribute.get_strategy().num_replicas_in_sync}, correction {policy}, "
+        f"{task.affinity.similarity} / {float(task.affinity.temperature):g}"
+    )
