@@ -30,6 +30,8 @@ import tfrs_negatives as tfn  # before TensorFlow: it chooses legacy Keras
 # isort: split
 import tensorflow as tf
 
+tf.get_logger().setLevel("ERROR")
+
 # %% [markdown]
 # ## The log
 #

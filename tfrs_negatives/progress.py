@@ -60,7 +60,7 @@ def print_records(records: Sequence[Mapping[str, Any]], *, title: str) -> None:
     for record in records:
         table.add_row(*(_format(value) for value in record.values()))
     # Rather lines that the terminal wraps than columns cut to nothing.
-    Console(width=max(Console().width, 100)).print(table)
+    Console(width=max(Console().width, 120)).print(table)
 
 
 def print_tree(record: Mapping[str, Any], *, indent: str = "") -> None:
