@@ -190,3 +190,40 @@ def test_a_folder_that_is_no_run_is_named(call, tmp_path):
         code, _, err = call(*command)
         assert code == 2
         assert "`run`" in err
+
+
+ITEM_FILE = "item,year\n" + "".join(f"i{i},{1990 + i}\n" for i in range(30))
+CATALOGUE = ["data.columns.items.item_id=item"]
+BAD_FILES = {
+    "a float id": ("user,item,age,time\nu1,1.5,20,1\nu2,2.5,20,2\n", None, "item"),
+    "a NaN feature": ("user,item,age,time\nu1,i1,nan,1\nu2,i2,20.5,2\n", None, "age"),
+    "an empty cell": ("user,item,age,time\nu1,i1,,1\nu2,i2,20,2\n", None, "age"),
+    "no event": ("user,item,age,time\n", None, "source"),
+    "one event, an empty side": ("user,item,age,time\nu1,i1,20,1\n", None, "test"),
+    "no CSV at all": ("\x00\x01\x02", None, "source"),
+    "an item twice": (None, ITEM_FILE + "i3,1999\n", "i3"),
+    "an unknown item": (None, ITEM_FILE.replace("i7,1997\n", ""), "i7"),
+    "a catalogue without ids": (None, "name,year\na,1999\n", "item"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_one_sentence_exit_code_2_and_nothing_written(call, log_file, tmp_path, case):
+    log, items, says = BAD_FILES[case]
+    files, out = tmp_path / "files", tmp_path / "runs" / "run"
+    files.mkdir()
+    source, options = log_file, []
+    if log is not None:
+        source = files / "log.csv"
+        source.write_text(log)
+    if items is not None:
+        (files / "items.csv").write_text(items)
+        options = [f"data.columns.items.path={files / 'items.csv'}", *CATALOGUE]
+    small = [option for option in SMALL if not option.endswith("ks=[3, 5]")]
+    arguments = [f"data.source=csv:{source}", *small, "index.ks=[1]", "evaluation.ks=[1]"]
+    code, printed, err = call("train", "--out", out, *arguments, *options)
+    assert code == 2, err
+    assert says in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("error: `")
+    assert printed == ""
+    assert not (tmp_path / "runs").exists()

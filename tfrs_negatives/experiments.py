@@ -8,7 +8,6 @@ and, once built, `index/`.
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from tfrs_negatives.datasets import ItemTable, LogColumns, RetrievalData, load
 from tfrs_negatives.encode.features import infer_features
 from tfrs_negatives.encode.towers import build_tower
 from tfrs_negatives.evaluation import Evaluation, TopKEvaluation, evaluate
-from tfrs_negatives.files import draft_of, put_in_place, write_text
+from tfrs_negatives.files import draft_of, drafted, write_text
 from tfrs_negatives.index import build_index, export_index, load_index
 from tfrs_negatives.optimizers import SparseAdam
 from tfrs_negatives.propose.frequency import ExactFrequency
@@ -130,18 +129,15 @@ def train_run(
     Raises:
         InputError: if the folder exists or cannot be written, or the data is bad.
     """
-    draft = _start_draft(folder, overwrite=overwrite)
-    try:
+    if folder.exists() and not overwrite:
+        raise bad_input("run", "a folder that does not exist, or --overwrite", folder)
+    with drafted(folder, argument="run") as draft:
         data = data or load_data(config)
         _check_ks(config, data)
         tf.keras.utils.set_random_seed(config.train.seed)
         model = build_model(config, data)
         metrics = _fit(config, data, model, draft, callbacks)
         _write_run(config, data, model, metrics, draft)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    put_in_place(draft, folder)
     return metrics
 
 
@@ -295,19 +291,6 @@ class HistoryFile(tf.keras.callbacks.Callback):
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         lines = [[str(row.get(name, "")) for name in names] for row in self.rows]
         write_text(self.path, "\n".join(",".join(line) for line in [names, *lines]) + "\n")
-
-
-def _start_draft(folder: Path, *, overwrite: bool) -> Path:
-    if folder.exists() and not overwrite:
-        raise bad_input("run", "a folder that does not exist, or --overwrite", folder)
-    draft = draft_of(folder)
-    try:
-        draft.mkdir(parents=True)
-    except OSError as error:
-        raise bad_input(
-            "run", "a folder that can be written", f"{folder}: {error.strerror}"
-        ) from None
-    return draft
 
 
 def _check_ks(config: RunConfig, data: RetrievalData) -> None:

@@ -1,6 +1,6 @@
 """Trains configurations over several seeds and writes what they reach, with its spread.
 
-    .venv/bin/python benchmarks/quality/run.py benchmarks/quality/configs/ml100k_mixed.yaml --seeds 0 1
+    .venv/bin/python benchmarks/quality/run.py benchmarks/quality/configs/NAME.yaml --seeds 0 1
     .venv/bin/python benchmarks/quality/run.py --table
 
 A result is `results/<config>.json`: date, machine, versions, configuration, the metrics of each

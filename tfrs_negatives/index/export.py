@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
@@ -21,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tfrs_negatives.files import put_in_place
+from tfrs_negatives.files import drafted
 from tfrs_negatives.index.archive import is_export, write_manifest
 from tfrs_negatives.index.arguments import check_ks
 from tfrs_negatives.index.backends import MISSING, ScannSearch
@@ -77,19 +74,10 @@ def export_index(
     ks = check_ks(ks, len(index))
     _check_names(index.model)
     _check_target(target, overwrite)
-    made = [folder for folder in target.parents if not folder.exists()]
-    work = _make_work_folder(target)
-    try:
+    with drafted(target, argument="path") as work:
         _write(index, work, ks)
         if check:
             _check(index, work, ks)
-        put_in_place(work, target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        with suppress(OSError):  # somebody else may have put something there
-            for folder in made:
-                folder.rmdir()
-        raise
     return Path(path)
 
 
@@ -276,12 +264,3 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise bad_input("path", "a new folder, or overwrite=True", f"{target}, which exists")
     if not is_export(target):
         raise bad_input("path", "an exported index to overwrite", f"{target}, which is none")
-
-
-def _make_work_folder(target: Path) -> Path:
-    work = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
-    try:
-        work.mkdir(parents=True)
-    except OSError as error:
-        raise bad_input("path", "a folder that can be written", error) from error
-    return work
