@@ -49,9 +49,9 @@ class StreamingFrequency(tf.keras.layers.Layer):
         num_hashes: how many independent hashes.
         method: "decayed_count" follows multiplicity and cannot saturate; "interval" has the same
             relative noise for every item but measures only whether an item was met.
-        rate: weight of the newest observation in (0, 1), or 0 for a plain running count (not for
-            gaps, which would never move). None: 1e-4 for counts (a window of 10,000 steps), 0.01
-            for gaps (Yi et al.).
+        rate: weight of the newest observation in (0, 1). For counts, 0 is a plain running count (in
+            float32, so it stops at 2^24 events of one item). None: 1e-4 for counts (a window of
+            10,000 steps), 0.01 for gaps (Yi et al.).
         initial_gap: gap in steps of an item before its second sight, for "interval" only.
         seed: chooses the hashes.
 

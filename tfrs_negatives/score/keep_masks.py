@@ -15,6 +15,10 @@ class AccidentalHits(Part):
 
         keep(i, j) = id_j != id(positive of i), or id_j is empty
 
+    Use it where the positive is not corrected (`correct="negatives"` or None). Under `"both"` the
+    copies are what gives the positive its share of the denominator: masked, a popular positive
+    counts for 1 / c of itself, and with many draws the softmax is over the other items only.
+
     Example:
         >>> AccidentalHits().get_config()
         {}
