@@ -9,7 +9,9 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	# The pip that comes with Python 3.10 searches for an hour what a current one finds in a minute.
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
 demo: install
