@@ -9,7 +9,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	# The pip that comes with Python 3.10 searches for an hour what a current one finds in a minute.
+	# The pip that comes with Python 3.10 searches for many minutes; a current one takes one.
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
