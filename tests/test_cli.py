@@ -1,6 +1,7 @@
 """The command line on a small CSV log: files, exit codes, one sentence per mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -104,6 +105,8 @@ def test_index_then_recommend(call, run_folder):
     assert (code, [r["rank"] for r in records]) == (0, [1, 2, 3])
     assert records[0]["score"] >= records[1]["score"] >= records[2]["score"]
     assert len({r["id"] for r in records}) == 3
+    code, out, _ = call("recommend", run_folder, "u3", "--json")
+    assert (code, len(json.loads(out))) == (0, 5)
     code, _, err = call("recommend", run_folder, "nobody", "--k", "3")
     assert code == 2
     assert "`query`" in err
@@ -152,6 +155,7 @@ def test_doctor_is_content_here(call):
         (["model.query_features={shoe_size: numeric}"], "shoe_size"),
         (["model.query_features={user: numeric}"], "user"),
         (["model.query_features={user: null, age: null}"], "features"),
+        (["train.seed=5000000000"], "`train.seed`"),
         (["train.epoch=3"], "perhaps `train.epochs`"),
         (["--config", "gone.yaml"], "gone.yaml"),
     ],
@@ -183,6 +187,50 @@ def test_a_folder_that_cannot_be_written_is_named(call, log_file, tmp_path):
     code, _, err = call("train", "--out", tmp_path / "file" / "run", f"data.source=csv:{log_file}")
     assert code == 2
     assert "`run`" in err
+
+
+def test_a_run_without_query_key_or_with_a_feature_left_out(call, log_file, tmp_path):
+    source = f"data.source=csv:{log_file}"
+    options = [*SMALL, "train.epochs=1", "model.query_features={age: null}"]
+    for name, key in {"keyed": "user", "free": "null"}.items():
+        keyed = ["data.columns.query_key=" + key]
+        code, _, err = call("train", "--out", tmp_path / name, source, *options, *keyed)
+        assert code == 0, err
+        assert call("index", tmp_path / name, "--json")[0] == 0
+    assert call("recommend", tmp_path / "keyed", "u3", "--json")[0] == 0
+    code, _, err = call("recommend", tmp_path / "free", "u3")
+    assert (code, "query_key" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("model.keras", "evaluate"), ("metrics.json", "evaluate"), ("queries.parquet", "index")],
+)
+def test_a_damaged_run_is_one_sentence(call, run_folder, tmp_path, name, command):
+    damaged = tmp_path / "run"
+    shutil.copytree(run_folder, damaged)
+    (damaged / name).write_text("junk")
+    code, _, err = call(command, damaged)
+    assert code == 2, err
+    assert err.splitlines()[-1].startswith("error: `run`")
+
+
+def test_a_run_is_evaluated_from_any_directory(call, log_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(log_file.parent)
+    out = tmp_path / "run"
+    code, _, err = call("train", "--out", out, f"data.source=csv:{log_file.name}", *SMALL)
+    assert code == 0, err
+    monkeypatch.chdir(tmp_path)
+    assert call("evaluate", "run", "--json")[0] == 0
+
+
+def test_overwrite_replaces_runs_and_nothing_else(call, log_file, tmp_path):
+    (tmp_path / "precious.txt").write_text("keep me")
+    source = f"data.source=csv:{log_file}"
+    code, _, err = call("train", "--out", tmp_path, "--overwrite", source, *SMALL)
+    assert code == 2
+    assert "`run`" in err
+    assert (tmp_path / "precious.txt").read_text() == "keep me"
 
 
 def test_a_folder_that_is_no_run_is_named(call, tmp_path):

@@ -81,3 +81,25 @@ def test_a_bad_file_is_one_sentence(tmp_path, content, says):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"gone\.yaml"):
         load_config(tmp_path / "gone.yaml")
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", ".1e-2", "1E-3"])
+def test_a_number_may_be_written_in_any_usual_way(tmp_path, text):
+    (tmp_path / "run.yaml").write_text(f"train: {{learning_rate: {text}}}\n")
+    assert load_config(tmp_path / "run.yaml").train.learning_rate == 0.001
+    assert load_config(overrides=[f"train.learning_rate={text}"]).train.learning_rate == 0.001
+
+
+def test_strings_that_look_like_numbers_stay_strings():
+    assert load_config(overrides=["data.source=1e3x"]).data.source == "1e3x"
+
+
+def test_absolute_paths_keep_the_kind_of_the_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["data.source=csv:a/log.csv", "data.columns.items.path=items.csv", "data.data_dir=d"]
+    data = load_config(overrides=options).with_absolute_paths().data
+    assert data.source == f"csv:{tmp_path}/a/log.csv"
+    assert data.columns.items.path == f"{tmp_path}/items.csv"
+    assert data.data_dir == f"{tmp_path}/d"
+    built_in = load_config().with_absolute_paths().data
+    assert (built_in.source, built_in.data_dir) == ("synthetic", None)

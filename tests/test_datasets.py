@@ -363,3 +363,10 @@ def test_grouplens_needs_all_files(tmp_path: Path) -> None:
     (tmp_path / "u.genre").unlink()
     with pytest.raises(InputError, match=r"`source`: expected a folder with u.data.*u.genre"):
         load(source)
+
+
+def test_ids_that_do_not_fit_into_int64_are_named(tmp_path):
+    users = pa.array([2**63 + 5, 1], pa.uint64())
+    pq.write_table(pa.table({"user_id": users, "item_id": [1, 2]}), tmp_path / "log.parquet")
+    with pytest.raises(InputError, match=r"^`user_id`: expected integers that fit into int64"):
+        load(f"parquet:{tmp_path / 'log.parquet'}", columns=LogColumns())

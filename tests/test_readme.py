@@ -1,9 +1,18 @@
-"""The README's example runs as it stands and prints what it says."""
+"""The examples of the README and of the guide run as they stand."""
 
 import re
 from pathlib import Path
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.train.task import Retrieval
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "adding_a_method.md").read_text()
 
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
@@ -15,3 +24,24 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     assert re.fullmatch(pattern, printed), printed
     shown = re.search(r"What it prints.*?```\n(.*?)```", README, re.S).group(1)
     assert re.fullmatch(pattern, shown.splitlines()[-1])
+
+
+def test_the_source_of_the_guide_trains_and_is_rebuilt():
+    names = {}
+    code = re.search(r"```python\n(.*?)```", GUIDE, re.S).group(1)
+    exec(compile(code, "adding_a_method.md", "exec"), names)  # noqa: S102
+    source = names["Newest"](ItemCatalogue([5, 6, 7, 8]), 2)
+    counts = source.log_expected_count(tf.constant([5, 7, 99], tf.int64), None)
+    np.testing.assert_array_equal(counts, [-np.inf, 0.0, -np.inf])
+    corpus = tf.eye(4)
+    task = Retrieval(negatives=[source], correct=None)
+    for part in (task, Retrieval.from_config(task.get_config())):
+        loss = part(
+            corpus[:1],
+            corpus[:1],
+            candidate_ids=[5],
+            encode_items=lambda features: tf.gather(corpus, features["item_id"] - 5),
+            training=False,
+        )
+        # The positive has score 1; the two newest, other unit vectors, have 0.
+        assert float(loss) == pytest.approx(np.log(np.e + 2) - 1, rel=1e-6)

@@ -61,7 +61,7 @@ def demo(
 
     Trains in-batch without correction, in-batch with logQ, and mixed negatives; prints a table
     beside the most popular items; builds, exports, reloads and queries the ScaNN index. Takes
-    about four minutes.
+    about two minutes.
     """
     from tfrs_negatives.demo import run_demo
 
@@ -126,7 +126,7 @@ def index(run: RunFolder, as_json: AsJson = False, overwrite: Overwrite = False)
 def recommend(
     run: RunFolder,
     query: Annotated[str, typer.Argument(help="Id of a query of the training log, a user.")],
-    k: Annotated[int, typer.Option("--k", "-k", help="How many items.")] = 10,
+    k: Annotated[int | None, typer.Option("--k", "-k", help="How many items; 10.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask the index of a run what it recommends."""

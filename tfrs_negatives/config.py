@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,6 +15,17 @@ from tfrs_negatives.types import bad_input
 
 Kind = Literal["categorical", "numeric", "multi_hot", "list"]
 FeatureKinds = dict[str, Kind | None]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-3 as a number, as YAML 1.2 does; PyYAML follows 1.1, where it is a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 class Section(BaseModel):
@@ -95,14 +107,16 @@ class TrainConfig(Section):
     batch_size: int = Field(2048, ge=1)
     optimizer: Literal["adagrad", "sparse_adam"] = "sparse_adam"
     learning_rate: float = Field(0.003, gt=0)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**31)
 
 
 class EvaluationConfig(Section):
     """What is measured on the test part."""
 
     ks: list[int] = Field([10, 100], min_length=1)
-    exclude_seen: bool = Field(True, description="leave training items out of a query's ranking")
+    exclude_seen: bool = Field(
+        True, description="leave training items out of a query's ranking, where queries have a key"
+    )
     every_epochs: int | None = Field(None, ge=1, description="null: only after the last epoch")
 
 
@@ -123,6 +137,16 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     index: IndexConfig = IndexConfig()
+
+    def with_absolute_paths(self) -> RunConfig:
+        """Returns the configuration with its data found from any directory."""
+        data = self.data.model_copy(deep=True)
+        kind, colon, path = data.source.partition(":")
+        data.source = f"{kind}:{Path(path).absolute()}" if colon else data.source
+        data.data_dir = data.data_dir and str(Path(data.data_dir).absolute())
+        if data.columns is not None and data.columns.items is not None:
+            data.columns.items.path = str(Path(data.columns.items.path).absolute())
+        return self.model_copy(update={"data": data})
 
     def to_yaml(self) -> str:
         """Returns the resolved configuration, every key with its value."""
@@ -165,7 +189,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise bad_input("config", "a YAML file", f"{path}, which is no file")
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _Loader)  # noqa: S506
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise bad_input("config", "valid YAML", f"{path}: {reason}") from None
@@ -184,7 +208,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise bad_input("override", f"a section at {section!r}", repr(override))
     try:
-        tree[name] = yaml.safe_load(text)
+        tree[name] = yaml.load(text, _Loader)  # noqa: S506
     except yaml.YAMLError:
         raise bad_input("override", "a value in YAML", repr(override)) from None
 

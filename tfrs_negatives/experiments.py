@@ -41,8 +41,8 @@ OPTIMIZERS = {"adagrad": tf.keras.optimizers.Adagrad, "sparse_adam": SparseAdam}
 def load_data(config: RunConfig) -> RetrievalData:
     """Loads and cuts the log that the configuration names."""
     options = config.data.model_dump()
-    if config.data.columns is not None:
-        options["columns"] = _log_columns(config.data.columns)
+    if config.data.columns is not None or config.data.source.startswith(("csv:", "parquet:")):
+        options["columns"] = _log_columns(config.data.columns or ColumnsConfig())
     return load(**options, seed=config.train.seed)
 
 
@@ -129,8 +129,9 @@ def train_run(
     Raises:
         InputError: if the folder exists or cannot be written, or the data is bad.
     """
-    if folder.exists() and not overwrite:
-        raise bad_input("run", "a folder that does not exist, or --overwrite", folder)
+    replaceable = overwrite and (folder / "config.yaml").is_file()
+    if folder.exists() and not replaceable:
+        raise bad_input("run", "a new folder, or a run and --overwrite", folder)
     with drafted(folder, argument="run") as draft:
         data = data or load_data(config)
         _check_ks(config, data)
@@ -170,16 +171,20 @@ def _fit(
 
 
 def _protocol(config: RunConfig, data: RetrievalData) -> dict[str, Any]:
-    exclude = data.train if config.evaluation.exclude_seen else None
+    has_history = config.evaluation.exclude_seen and data.train.query_key is not None
+    exclude = data.train if has_history else None
     return {"ks": config.evaluation.ks, "exclude": exclude, "train": data.train}
 
 
 def evaluate_run(folder: Path, *, progress: bool = False) -> Evaluation:
     """Evaluates the model of a run folder on the test part of its log, and rewrites its metrics."""
     config, model = load_run(folder)
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text())
+    except ValueError as error:
+        raise bad_input("run", "metrics.json in JSON", f"{folder}: {error}") from error
     data = load_data(config)
     result = evaluate(model, data.test, progress=progress, **_protocol(config, data))
-    metrics = json.loads((folder / "metrics.json").read_text())
     write_text(folder / "metrics.json", _to_json({**metrics, "test": result.metrics}))
     return result
 
@@ -193,7 +198,12 @@ def load_run(folder: Path) -> tuple[RunConfig, TwoTower]:
     for name in ("config.yaml", "model.keras", "metrics.json"):
         if not (folder / name).is_file():
             raise bad_input("run", f"a run folder with {name}", folder)
-    return load_config(folder / "config.yaml"), tf.keras.models.load_model(folder / "model.keras")
+    try:
+        model = tf.keras.models.load_model(folder / "model.keras")
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise bad_input("run", "a readable model.keras", f"{folder}: {reason}") from error
+    return load_config(folder / "config.yaml"), model
 
 
 def index_run(folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -213,13 +223,13 @@ def index_run(folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
     return dict(load_index(folder / "index").manifest)
 
 
-def recommend(folder: Path, query: str, *, k: int) -> list[dict[str, Any]]:
+def recommend(folder: Path, query: str, *, k: int | None = None) -> list[dict[str, Any]]:
     """Asks the index of a run what it recommends to a query of its training log.
 
     Args:
         folder: a run with an index.
         query: the id of the query, as text.
-        k: how many items.
+        k: how many items; None is ten, or what the index has if that is less.
 
     Returns:
         k records of rank, id, title where known, score and number of training events.
@@ -230,7 +240,10 @@ def recommend(folder: Path, query: str, *, k: int) -> list[dict[str, Any]]:
     if not (folder / "index").is_dir():
         raise bad_input("run", "a run with an index: `tfrs-negatives index RUN` builds it", folder)
     index = load_index(folder / "index")
-    scores, ids = index.top_k(_find_query(folder, query), k)
+    features = _find_query(folder, query)
+    names = [feature["name"] for feature in index.manifest["query_features"]]
+    k = min(10, max(index.manifest["ks"])) if k is None else k
+    scores, ids = index.top_k({name: features[name] for name in names}, k)
     items = read_columns(folder / "items.parquet")
     row_of = {item: row for row, item in enumerate(items["id"].tolist())}
     return [
@@ -249,6 +262,8 @@ def recommend(folder: Path, query: str, *, k: int) -> list[dict[str, Any]]:
 def _find_query(folder: Path, query: str) -> dict[str, np.ndarray]:
     queries = read_columns(folder / "queries.parquet")
     key = pq.read_schema(folder / "queries.parquet").metadata[b"query_key"].decode()
+    if not key:
+        raise bad_input("run", "a run of a log with a query_key", folder)
     rows = np.flatnonzero(queries[key].astype(str) == query)
     if not len(rows):
         known = ", ".join(queries[key][:3].astype(str))
@@ -302,7 +317,7 @@ def _check_ks(config: RunConfig, data: RetrievalData) -> None:
 def _write_run(
     config: RunConfig, data: RetrievalData, model: TwoTower, metrics: dict[str, Any], draft: Path
 ) -> None:
-    write_text(draft / "config.yaml", config.to_yaml())
+    write_text(draft / "config.yaml", config.with_absolute_paths().to_yaml())
     write_text(draft / "metrics.json", _to_json(metrics))
     model.save(draft / "model.keras")
     queries, _ = data.train.queries()
@@ -325,7 +340,10 @@ def write_columns(path: Path, columns: Mapping[str, np.ndarray], **metadata: str
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
     """Reads the arrays that `write_columns` wrote."""
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise bad_input("run", f"a run folder with {path.name}", path.parent) from error
     return {name: np.array(table[name].to_pylist()) for name in table.column_names}
 
 

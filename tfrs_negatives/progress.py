@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ class EpochProgress(tf.keras.callbacks.Callback):
         )
         self._bar = Progress(*columns, console=Console(stderr=True))
         self._bar.start()
+        # An interrupted run has no end of training, and must not leave the cursor hidden.
+        atexit.register(self._bar.stop)
         steps = (self.params.get("steps") or 0) * self.epochs
         self._task = self._bar.add_task(self.label, total=steps or None)
 

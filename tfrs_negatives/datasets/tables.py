@@ -161,7 +161,7 @@ def _plain(name: str, column: Any) -> np.ndarray:
     if pa.types.is_int8(kind):
         return column.to_numpy()
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
-        return column.cast(pa.int64()).to_numpy()
+        return _int64(name, column)
     if not pa.types.is_floating(kind):
         raise bad_input(name, "numbers, strings, or lists of them", kind)
     values = np.asarray(column.to_numpy(), np.float32)
@@ -213,4 +213,11 @@ def _seconds(table: pa.Table, name: str) -> np.ndarray:
         return column.to_numpy().astype("datetime64[s]").astype(np.int64)
     if not pa.types.is_integer(column.type):
         raise bad_input(name, "dates, times or integer seconds", column.type)
-    return column.cast(pa.int64()).to_numpy()
+    return _int64(name, column)
+
+
+def _int64(name: str, column: Any) -> np.ndarray:
+    try:
+        return column.cast(pa.int64()).to_numpy()
+    except pa.ArrowInvalid as error:
+        raise bad_input(name, "integers that fit into int64", error) from None

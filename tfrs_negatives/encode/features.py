@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -82,6 +83,9 @@ def infer_features(
             raise bad_input(
                 f"features.{name}", f"one of {list(get_args(Kind))} or null", repr(kind)
             )
+    for name in columns:
+        if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
+            raise bad_input("features", "names of letters, digits and _", repr(name))
     kinds = {name: overrides.get(name, _guess_kind(column)) for name, column in columns.items()}
     specs = [_spec(name, columns[name], kind) for name, kind in kinds.items() if kind is not None]
     return [replace(spec, id_dropout=(id_dropout or {}).get(spec.name, 0.0)) for spec in specs]
