@@ -132,7 +132,7 @@ def recommend(
     """Ask the index of a run what it recommends."""
     from tfrs_negatives.experiments import recommend as ask
 
-    records = ask(run, query, k=k)
+    records = ask(run, [query], k=k)[query]
     if as_json:
         _print_json(records)
         return

@@ -11,10 +11,9 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tfrs_negatives.types import bad_input
+from tfrs_negatives.types import CorrectionPolicy, FeatureKind, Similarity, bad_input
 
-Kind = Literal["categorical", "numeric", "multi_hot", "list"]
-FeatureKinds = dict[str, Kind | None]
+FeatureKinds = dict[str, FeatureKind | None]
 
 
 class _Loader(yaml.SafeLoader):
@@ -81,7 +80,7 @@ class ModelConfig(Section):
     )
     query_features: FeatureKinds = Field({}, description="name: kind, where the guess is wrong")
     item_features: FeatureKinds = {}
-    similarity: Literal["dot", "cosine"] = "cosine"
+    similarity: Similarity = "cosine"
     temperature: float = Field(0.1, gt=0)
     learn_temperature: bool = False
     item_bias: bool = False
@@ -92,7 +91,7 @@ class NegativesConfig(Section):
 
     recipe: Literal["in_batch", "mixed_negative_sampling"] = "mixed_negative_sampling"
     num_uniform: int = Field(2048, ge=1, description="columns drawn from the catalogue")
-    correct: Literal["both", "negatives"] | None = "both"
+    correct: CorrectionPolicy | None = "both"
     strength: float = Field(1.0, ge=0, le=1)
     remove_accidental_hits: bool | None = Field(
         None, description="null: only where the positive is not corrected"

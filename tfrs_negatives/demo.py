@@ -57,7 +57,7 @@ def run_demo(out: Path, *, overwrite: bool = False, quiet: bool = False) -> dict
         print_records(table, title=f"{data.name}: {len(data.train):,} events, full corpus")
     manifest = index_run(folder, overwrite=overwrite)
     users = data.train.queries()[0][str(data.train.query_key)][:3].astype(str).tolist()
-    answers = {user: recommend(folder, user, k=5) for user in users}
+    answers = recommend(folder, users, k=5)
     if not quiet:
         _print_answers(manifest, answers, folder)
     return {"table": table, "index": manifest, "answers": answers}

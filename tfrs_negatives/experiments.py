@@ -27,6 +27,7 @@ from tfrs_negatives.encode.towers import build_tower
 from tfrs_negatives.evaluation import Evaluation, TopKEvaluation, evaluate
 from tfrs_negatives.files import draft_of, drafted, write_text
 from tfrs_negatives.index import build_index, export_index, load_index
+from tfrs_negatives.index.archive import read_manifest
 from tfrs_negatives.optimizers import SparseAdam
 from tfrs_negatives.propose.frequency import ExactFrequency
 from tfrs_negatives.score.affinity import ItemBias
@@ -134,7 +135,7 @@ def train_run(
         raise bad_input("run", "a new folder, or a run and --overwrite", folder)
     with drafted(folder, argument="run") as draft:
         data = data or load_data(config)
-        _check_ks(config, data)
+        _check_ks(config, len(data.items))
         tf.keras.utils.set_random_seed(config.train.seed)
         model = build_model(config, data)
         metrics = _fit(config, data, model, draft, callbacks)
@@ -210,8 +211,7 @@ def index_run(folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Builds the index of a run and exports it to its `index/`; returns the manifest."""
     config, model = load_run(folder)
     probes = read_columns(folder / "queries.parquet")
-    if max(config.index.ks) > len(model.items):
-        raise bad_input("index.ks", f"at most {len(model.items)}, the corpus", config.index.ks)
+    _check_ks(config, len(model.items))
     index = build_index(
         model,
         kind=config.index.kind,
@@ -220,55 +220,66 @@ def index_run(folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
         seed=config.train.seed,
     )
     export_index(index, folder / "index", ks=config.index.ks, overwrite=overwrite)
-    return dict(load_index(folder / "index").manifest)
+    return read_manifest(folder / "index")
 
 
-def recommend(folder: Path, query: str, *, k: int | None = None) -> list[dict[str, Any]]:
-    """Asks the index of a run what it recommends to a query of its training log.
+def recommend(
+    folder: Path, queries: Sequence[str], *, k: int | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Asks the index of a run what it recommends to queries of its training log.
 
     Args:
         folder: a run with an index.
-        query: the id of the query, as text.
+        queries: the ids of the queries, as text.
         k: how many items; None is ten, or what the index has if that is less.
 
     Returns:
-        k records of rank, id, title where known, score and number of training events.
+        Per query k records of rank, id, title where known, score and number of training events.
 
     Raises:
-        InputError: if the run has no index, the query is unknown or k is out of range.
+        InputError: if the run has no index, a query is unknown or k is out of range.
     """
     if not (folder / "index").is_dir():
         raise bad_input("run", "a run with an index: `tfrs-negatives index RUN` builds it", folder)
     index = load_index(folder / "index")
-    features = _find_query(folder, query)
+    features = _find_queries(folder, queries)
     names = [feature["name"] for feature in index.manifest["query_features"]]
     k = min(10, max(index.manifest["ks"])) if k is None else k
     scores, ids = index.top_k({name: features[name] for name in names}, k)
     items = read_columns(folder / "items.parquet")
+    answers = zip(queries, ids.tolist(), scores.tolist(), strict=True)
+    return {query: _records(items, row_ids, row_scores) for query, row_ids, row_scores in answers}
+
+
+def _records(
+    items: Mapping[str, np.ndarray], ids: list[Any], scores: list[float]
+) -> list[dict[str, Any]]:
     row_of = {item: row for row, item in enumerate(items["id"].tolist())}
     return [
         {
             "rank": rank,
             "id": item,
             **({"title": str(items["title"][row_of[item]])} if "title" in items else {}),
-            "score": round(float(score), 4),
+            "score": round(score, 4),
             "training_events": int(items["training_events"][row_of[item]]),
         }
-        for rank, (item, score) in enumerate(zip(ids[0].tolist(), scores[0], strict=True), 1)
+        for rank, (item, score) in enumerate(zip(ids, scores, strict=True), 1)
         if item in row_of
     ]
 
 
-def _find_query(folder: Path, query: str) -> dict[str, np.ndarray]:
+def _find_queries(folder: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     queries = read_columns(folder / "queries.parquet")
     key = pq.read_schema(folder / "queries.parquet").metadata[b"query_key"].decode()
     if not key:
         raise bad_input("run", "a run of a log with a query_key", folder)
-    rows = np.flatnonzero(queries[key].astype(str) == query)
-    if not len(rows):
-        known = ", ".join(queries[key][:3].astype(str))
-        raise bad_input("query", f"a {key} of the training log, such as {known}", repr(query))
-    return {name: column[rows[:1]] for name, column in queries.items()}
+    row_of = {query: row for row, query in enumerate(queries[key].astype(str).tolist())}
+    for query in wanted:
+        if query not in row_of:
+            known = ", ".join(list(row_of)[:3])
+            raise bad_input("query", f"a {key} of the training log, such as {known}", repr(query))
+    rows = [row_of[query] for query in wanted]
+    return {name: column[rows] for name, column in queries.items()}
 
 
 class EpochClock(tf.keras.callbacks.Callback):
@@ -308,10 +319,10 @@ class HistoryFile(tf.keras.callbacks.Callback):
         write_text(self.path, "\n".join(",".join(line) for line in [names, *lines]) + "\n")
 
 
-def _check_ks(config: RunConfig, data: RetrievalData) -> None:
+def _check_ks(config: RunConfig, num_items: int) -> None:
     for name, ks in {"evaluation.ks": config.evaluation.ks, "index.ks": config.index.ks}.items():
-        if not 0 < min(ks) <= max(ks) <= len(data.items):
-            raise bad_input(name, f"numbers from 1 to {len(data.items)}, the corpus", ks)
+        if not 0 < min(ks) <= max(ks) <= num_items:
+            raise bad_input(name, f"numbers from 1 to {num_items}, the corpus", ks)
 
 
 def _write_run(

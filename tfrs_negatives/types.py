@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 Features: TypeAlias = "Mapping[str, Any]"
 Similarity = Literal["dot", "cosine"]
 CorrectionPolicy = Literal["both", "negatives"]
+FeatureKind = Literal["categorical", "numeric", "multi_hot", "list"]
+
+FEATURE_NAME = "[A-Za-z][A-Za-z0-9_]*"
+"""A pattern for the names that Keras layers and the inputs of a SavedModel can carry."""
 
 EMPTY_ID = -(2**63)
 """The id of a slot that holds no item (smallest int64). It equals nothing, itself included."""

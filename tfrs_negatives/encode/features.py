@@ -6,14 +6,13 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.types import EMPTY_ID, Columns, bad_input
+from tfrs_negatives.types import EMPTY_ID, FEATURE_NAME, Columns, FeatureKind, bad_input
 
-Kind = Literal["categorical", "numeric", "multi_hot", "list"]
 # The name of the unknown in a lookup of strings, which no column holds: numpy strips it.
 NO_TEXT = "\0"
 
@@ -36,7 +35,7 @@ class FeatureSpec:
     """
 
     name: str
-    kind: Kind
+    kind: FeatureKind
     dtype: str
     width: int | None = None
     vocabulary: tuple[Any, ...] = ()
@@ -47,7 +46,7 @@ class FeatureSpec:
 
 def infer_features(
     columns: Columns,
-    overrides: Mapping[str, Kind | None] | None = None,
+    overrides: Mapping[str, FeatureKind | None] | None = None,
     *,
     id_dropout: Mapping[str, float] | None = None,
 ) -> list[FeatureSpec]:
@@ -79,19 +78,19 @@ def infer_features(
     for name, kind in overrides.items():
         if name not in columns:
             raise bad_input("features", f"columns among {sorted(columns)}", repr(name))
-        if kind not in (*get_args(Kind), None):
+        if kind not in (*get_args(FeatureKind), None):
             raise bad_input(
-                f"features.{name}", f"one of {list(get_args(Kind))} or null", repr(kind)
+                f"features.{name}", f"one of {list(get_args(FeatureKind))} or null", repr(kind)
             )
     for name in columns:
-        if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
+        if not re.fullmatch(FEATURE_NAME, name):
             raise bad_input("features", "names of letters, digits and _", repr(name))
     kinds = {name: overrides.get(name, _guess_kind(column)) for name, column in columns.items()}
     specs = [_spec(name, columns[name], kind) for name, kind in kinds.items() if kind is not None]
     return [replace(spec, id_dropout=(id_dropout or {}).get(spec.name, 0.0)) for spec in specs]
 
 
-def _guess_kind(column: np.ndarray) -> Kind:
+def _guess_kind(column: np.ndarray) -> FeatureKind:
     if column.ndim == 1:
         return "numeric" if column.dtype.kind == "f" else "categorical"
     if column.dtype.kind in "biuf" and np.isin(column, (0, 1)).all():
@@ -99,7 +98,7 @@ def _guess_kind(column: np.ndarray) -> Kind:
     return "numeric" if column.dtype.kind == "f" else "list"
 
 
-def _spec(name: str, column: np.ndarray, kind: Kind) -> FeatureSpec:
+def _spec(name: str, column: np.ndarray, kind: FeatureKind) -> FeatureSpec:
     is_text, width = column.dtype.kind == "U", column.shape[1] if column.ndim == 2 else None
     if kind in ("numeric", "multi_hot") and is_text:
         raise bad_input(f"features.{name}", "categorical or list for strings", kind)

@@ -23,7 +23,7 @@ from tfrs_negatives.index.archive import is_export, write_manifest
 from tfrs_negatives.index.arguments import check_ks
 from tfrs_negatives.index.backends import MISSING, ScannSearch
 from tfrs_negatives.index.build import Index
-from tfrs_negatives.types import RetrievalModel, bad_input
+from tfrs_negatives.types import FEATURE_NAME, RetrievalModel, bad_input
 
 _Step = Callable[[Any], Any]
 
@@ -253,7 +253,7 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
 
 def _check_names(model: RetrievalModel) -> None:
     for name in model.query_signature:
-        if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
+        if not re.fullmatch(FEATURE_NAME, name):
             raise bad_input("query_signature", "feature names of letters, digits and _", repr(name))
 
 

@@ -98,7 +98,7 @@ class Uniform(Part):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Uniform:
         """Builds the source that `get_config` described."""
-        return cls(**_with_items(config))
+        return cls(**tf.keras.utils.deserialize_keras_object(config))
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
@@ -163,7 +163,7 @@ class IndexStream(Part):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> IndexStream:
         """Builds the source that `get_config` described."""
-        return cls(**_with_items(config))
+        return cls(**tf.keras.utils.deserialize_keras_object(config))
 
 
 def _encode(keys: tf.Tensor, features: Any, context: StepContext) -> Candidates:
@@ -176,7 +176,3 @@ def _encode(keys: tf.Tensor, features: Any, context: StepContext) -> Candidates:
 def _uniform_log_count(ids: tf.Tensor, items: ItemCatalogue, log_columns: Any) -> tf.Tensor:
     inside = items.rows(ids) >= 0
     return tf.where(inside, log_columns - math.log(len(items)), -math.inf)
-
-
-def _with_items(config: dict[str, Any]) -> dict[str, Any]:
-    return {**config, "items": tf.keras.utils.deserialize_keras_object(config["items"])}

@@ -134,7 +134,6 @@ class Affinity(tf.keras.layers.Layer):
         else:
             own = tf.reduce_max(tf.einsum("qhd,qd->qh", queries, positives), axis=-1)
             scores = tf.reduce_max(tf.einsum("qhd,cd->qhc", queries, columns), axis=1)
-        own, scores = tf.cast(own, tf.float32), tf.cast(scores, tf.float32)
         if self.item_bias is not None:
             own += self.item_bias(context.item_ids[:num_rows])
             scores += self.item_bias(pool.ids)
@@ -153,7 +152,7 @@ class Affinity(tf.keras.layers.Layer):
         Returns:
             [m, D] or [m, D + 1] float32.
         """
-        vectors = tf.cast(self._on_sphere(embeddings), tf.float32)
+        vectors = self._on_sphere(embeddings)
         if self.item_bias is None:
             return vectors
         if ids is None:
@@ -163,11 +162,9 @@ class Affinity(tf.keras.layers.Layer):
         return tf.concat([vectors, extra], axis=-1)
 
     def _on_sphere(self, embeddings: tf.Tensor) -> tf.Tensor:
-        if self.similarity == "dot":
-            return embeddings
-        # The norm in float32: a sum of squares overflows float16 at 256 per dimension.
-        unit = tf.math.l2_normalize(tf.cast(embeddings, tf.float32), axis=-1)
-        return tf.cast(unit, embeddings.dtype)
+        # In float32 whatever the towers answer in: a sum of squares overflows float16 at 256.
+        embeddings = tf.cast(embeddings, tf.float32)
+        return embeddings if self.similarity == "dot" else tf.math.l2_normalize(embeddings, axis=-1)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -182,8 +179,7 @@ class Affinity(tf.keras.layers.Layer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Affinity:
         """Builds the layer that `get_config` described."""
-        bias = tf.keras.utils.deserialize_keras_object(config["item_bias"])
-        return cls(**{**config, "item_bias": bias})
+        return cls(**tf.keras.utils.deserialize_keras_object(config))
 
 
 def _within_bounds(log_temperature: tf.Tensor) -> tf.Tensor:

@@ -25,8 +25,7 @@ class SampledSoftmax(Part):
         1.0986
 
     Relations: with the whole catalogue as the pool, each item once, and no correction this is the
-        full
-    softmax.
+    full softmax.
 
     Source: Yi et al., RecSys 2019, equation 5; Yang et al., WWW 2020, equation 5.
     """
