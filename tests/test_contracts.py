@@ -16,12 +16,25 @@ import tensorflow as tf
 
 import tfrs_negatives
 from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.propose.drift import FeatureDrift
 from tfrs_negatives.propose.frequency import ExactFrequency, StreamingFrequency
-from tfrs_negatives.propose.negatives import InBatch, IndexStream, Uniform
+from tfrs_negatives.propose.memory_bank import MemoryBank
+from tfrs_negatives.propose.negatives import (
+    CrossBatch,
+    Explicit,
+    InBatch,
+    IndexStream,
+    LogUniform,
+    Popularity,
+    Uniform,
+    Weighted,
+)
+from tfrs_negatives.propose.negatives.catalogue_draws import CatalogueDraws, CountedDraws
 from tfrs_negatives.score.affinity import Affinity, ItemBias
 from tfrs_negatives.score.keep_masks import AccidentalHits
 from tfrs_negatives.train.hard_negatives import Hardest
-from tfrs_negatives.train.losses import SampledSoftmax, masked_log_sum_exp
+from tfrs_negatives.train.losses import EasyHardMixture, SampledSoftmax, masked_log_sum_exp
+from tfrs_negatives.train.step_report import StepReport
 from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.train.two_tower import TwoTower
 from tfrs_negatives.types import Logits, Part
@@ -34,6 +47,9 @@ ITEMS = RNG.normal(size=(B, D)).astype(np.float32)
 CORPUS = RNG.normal(size=(N, D)).astype(np.float32)
 IDS = np.array([1, 4, 4, 0, 9, 7])
 COUNTS = np.arange(N) + 1.0
+# Padded, with the row's positive, a batch item and a copy among them.
+REJECTED = np.array([[1, 4, 2], [4, 5, -1], [8, 8, 2], [3, -1, -1], [9, 0, 1], [-1, 6, -1]])
+HALVE = tf.keras.optimizers.schedules.ExponentialDecay(1.0, 2, 0.5)
 
 
 def exact():
@@ -47,6 +63,31 @@ PARTS = {
     "Uniform + batch": lambda: {
         "negatives": [InBatch(), Uniform(CATALOGUE, 5)],
         "frequency": exact(),
+    },
+    "Popularity": lambda: {"negatives": [Popularity(CATALOGUE, 5, counts=COUNTS)]},
+    "LogUniform": lambda: {"negatives": [LogUniform(CATALOGUE, 5, counts=COUNTS)]},
+    "CrossBatch": lambda: {
+        "negatives": [InBatch(), CrossBatch(9, probes=CATALOGUE, max_age=2)],
+        "frequency": exact(),
+    },
+    "CrossBatch half": lambda: {
+        "negatives": [InBatch(), CrossBatch(9, warmup_steps=1, storage="float16")],
+        "frequency": exact(),
+        "correct": "negatives",
+    },
+    "Explicit": lambda: {"negatives": [Explicit("rejected", CATALOGUE)], "correct": None},
+    "Explicit + batch": lambda: {
+        "negatives": [InBatch(), Explicit("rejected", CATALOGUE)],
+        "frequency": exact(),
+    },
+    "Weighted": lambda: {
+        "negatives": [InBatch(), Weighted(Uniform(CATALOGUE, 5), HALVE)],
+        "frequency": exact(),
+    },
+    "EasyHardMixture": lambda: {
+        "negatives": [InBatch(), Weighted(Explicit("rejected", CATALOGUE), 0.5)],
+        "frequency": exact(),
+        "loss": EasyHardMixture(0.3),
     },
     "IndexStream": lambda: {"negatives": [IndexStream(CATALOGUE, 4)], "correct": "negatives"},
     "StreamingFrequency counts": lambda: {"frequency": StreamingFrequency(64, 2)},
@@ -86,7 +127,10 @@ def call(task, queries=QUERIES, items=ITEMS, ids=IDS, corpus=CORPUS, **options):
         queries,
         items,
         candidate_ids=ids,
-        features={"index_items": CATALOGUE.gather(tf.constant([4, 0, 4, 8]))},
+        features={
+            "index_items": CATALOGUE.gather(tf.constant([4, 0, 4, 8])),
+            "rejected": tf.constant(REJECTED)[: tf.shape(ids)[0]],
+        },
         encode_items=lambda features: encode_items(features, corpus),
         **{"training": False, **options},
     )
@@ -107,18 +151,23 @@ def loss_and_gradients(task, queries=QUERIES, items=ITEMS, ids=IDS, corpus=CORPU
 # ------------------------------------------------------------------ the list is complete
 
 
+# What a part is made of, and what parts have in common: tried through them.
+INNER = (CatalogueDraws, CountedDraws, FeatureDrift, MemoryBank, StepReport)
+
+
 def public_parts():
     """Every part and layer that a module of the step defines."""
     found = set()
     for folder in ("propose", "score", "train"):
         package = importlib.import_module(f"tfrs_negatives.{folder}")
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             members = inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
             found |= {
                 kind
                 for name, kind in members
                 if kind.__module__ == module.name
                 and not name.startswith("_")
+                and kind not in INNER
                 and issubclass(kind, (Part, tf.keras.layers.Layer))
             }
     return found
@@ -264,7 +313,8 @@ def test_duplicates_of_the_positive_everywhere(part):
 @every_part
 def test_one_row(part):
     loss, gradients = loss_and_gradients(build(part), QUERIES[:1], ITEMS[:1], IDS[:1])
-    alone = [s.name for s in build(part).negatives] == ["in_batch"]
+    # A bank is empty at first.
+    alone = {s.name for s in build(part).negatives} <= {"in_batch", "cross_batch"}
     assert (float(loss) == 0.0) == alone
     for gradient in gradients:
         assert np.isfinite(gradient).all()

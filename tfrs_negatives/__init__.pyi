@@ -19,9 +19,14 @@ from .index import load_index as load_index
 from .optimizers import SparseAdam as SparseAdam
 from .propose.frequency import ExactFrequency as ExactFrequency
 from .propose.frequency import StreamingFrequency as StreamingFrequency
+from .propose.negatives import CrossBatch as CrossBatch
+from .propose.negatives import Explicit as Explicit
 from .propose.negatives import InBatch as InBatch
 from .propose.negatives import IndexStream as IndexStream
+from .propose.negatives import LogUniform as LogUniform
+from .propose.negatives import Popularity as Popularity
 from .propose.negatives import Uniform as Uniform
+from .propose.negatives import Weighted as Weighted
 from .score.affinity import ItemBias as ItemBias
 from .score.keep_masks import AccidentalHits as AccidentalHits
 from .train import losses as losses

@@ -12,7 +12,15 @@ This module imports neither TensorFlow nor numpy, so that the command line can a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    runtime_checkable,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,33 +82,40 @@ class Part:
 
 
 class Candidates(NamedTuple):
-    """What one source proposes: n columns.
+    """What one source proposes: n columns, the same for all rows or others for each row.
 
     Attributes:
-        ids: [n] int64, `EMPTY_ID` where a column has no identity.
-        embeddings: [n, D], gradient flows unless the source stopped it.
-        filled: [n] bool, False for a slot that holds nothing and must never count.
-        own_rows: [n] int32, the batch row of which this column *is* the positive; -1 for none.
+        ids: [n] int64, or [B, n] for columns of each row; `EMPTY_ID` where a column has no
+            identity.
+        embeddings: [n, D] or [B, n, D], gradient flows unless the source stopped it.
+        filled: [n] or [B, n] bool, False for a slot that holds nothing and must never count.
+        own_rows: [n] int32, the row of which this column *is* the positive, -1 for none; None where
+            no column is anybody's.
     """
 
     ids: tf.Tensor
     embeddings: tf.Tensor
     filled: tf.Tensor
-    own_rows: tf.Tensor
+    own_rows: tf.Tensor | None = None
 
 
 class CandidatePool(NamedTuple):
-    """All proposals side by side, with the log expected count of the mixture that made them.
+    """Proposals side by side, with the log expected count of the mixture that made them.
+
+    All C columns are shared by all rows, or all are the rows' own; a step has at most one pool of
+    each kind. The last axis is the columns, so one expression serves both and also a block of the
+    columns: `pool.ids == context.positive_ids[:, None]` is [B, C].
 
     Attributes:
-        ids: [C] int64.
-        embeddings: [C, D].
-        filled: [C] bool.
-        own_rows: [C] int32, see `Candidates`.
+        ids: [C] int64 for shared columns, [B, C] for those of each row; the same holds below.
+        embeddings: [C, D] or [B, C, D].
+        filled: [C] or [B, C] bool.
+        own_rows: [C] or [B, C] int32, see `Candidates`; -1 for none.
         origin: [C] int32, the number of the source of each column.
-        log_expected_count: [C] float32 in nats, the log of how many columns of the pool hold this
-            id on average; None where no correction is made.
+        log_expected_count: [C] or [B, C] float32 in nats, the log of how many columns hold this id
+            on average; None where no correction is made.
         positive_log_expected_count: [B] float32, the same for the positive of each row.
+        log_weight: [C] float32 in nats, added to the logits; None where no source is weighted.
     """
 
     ids: tf.Tensor
@@ -110,6 +125,7 @@ class CandidatePool(NamedTuple):
     origin: tf.Tensor
     log_expected_count: tf.Tensor | None
     positive_log_expected_count: tf.Tensor | None
+    log_weight: tf.Tensor | None = None
 
 
 class Logits(NamedTuple):
@@ -119,34 +135,54 @@ class Logits(NamedTuple):
         positive: [B] float32.
         negatives: [B, C] float32, or [B, K] after a miner has chosen K columns per row.
         keep: bool, shape of `negatives`; False for a column that does not count in this row.
+        explicit: bool, [C], or the shape of `negatives` after a miner; True for the columns of each
+            row (`Explicit`), False for the shared ones.
     """
 
     positive: tf.Tensor
     negatives: tf.Tensor
     keep: tf.Tensor
+    explicit: tf.Tensor | bool = False
 
 
 class StepContext(NamedTuple):
     """What a training step knows before any negative is proposed.
 
+    Under a distribution strategy the queries are those of this replica and the items those of all:
+    every replica has the same columns.
+
     Attributes:
         query_embeddings: [B, D], or [B, H, D] for queries of several vectors.
-        item_embeddings: [n, D], n >= B; the first B rows are the positives of the queries.
-        item_ids: [n] int64, `EMPTY_ID` where unknown.
-        features: the raw batch, for sources that read a column of it.
-        seed: [2] int32, differs by task seed and step; a source folds its own number into it.
+        positive_embeddings: [B, D], the positive of each query.
+        positive_ids: [B] int64, `EMPTY_ID` where unknown.
+        item_embeddings: [n, D], the positives of all queries of all replicas, and more items of the
+            same stream where the caller has them.
+        item_ids: [n] int64.
+        own_rows: [n] int32, the row of this replica whose positive each item is, -1 for none.
+        num_queries: scalar int32, the rows of all replicas.
+        features: the raw batch, for sources and masks that read a column of it.
+        step: scalar int64, the number of training steps so far, this one included.
+        seed: [2] int32, differs by task seed and step, not by replica; a source folds its own
+            number into it.
         log_probability: ids [m] -> natural log of the probability that one draw of the positive
             stream yields this id, [m] float32. Raises where the task has no estimator.
         encode_items: item features -> embeddings [m, D]. Raises where the task was given none.
+        encode_probes: the same as in inference, for measurements; no gradient is taken.
     """
 
     query_embeddings: tf.Tensor
+    positive_embeddings: tf.Tensor
+    positive_ids: tf.Tensor
     item_embeddings: tf.Tensor
     item_ids: tf.Tensor
+    own_rows: tf.Tensor
+    num_queries: tf.Tensor
     features: Features
+    step: tf.Tensor
     seed: tf.Tensor
     log_probability: Callable[[tf.Tensor], tf.Tensor]
     encode_items: Callable[[Features], tf.Tensor]
+    encode_probes: Callable[[Features], tf.Tensor]
 
 
 class NegativeSource(Protocol):
@@ -159,10 +195,18 @@ class NegativeSource(Protocol):
         """Returns this source's columns for one step."""
 
     def log_expected_count(self, ids: tf.Tensor, context: StepContext) -> tf.Tensor:
-        """Returns [m] float32: log of the mean number of columns here that hold each id."""
+        """Returns float32, the shape of ids: log of the mean number of columns with each id."""
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
+
+
+@runtime_checkable
+class RememberingSource(NegativeSource, Protocol):
+    """A source that learns from the batch once the step has used what it proposed."""
+
+    def remember(self, context: StepContext) -> None:
+        """Takes in one training batch, the same on every replica."""
 
 
 class FrequencyEstimator(Protocol):

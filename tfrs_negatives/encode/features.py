@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import tensorflow as tf
 
+from tfrs_negatives.encode.across_replicas import num_replicas, replica_number
 from tfrs_negatives.types import EMPTY_ID, FEATURE_NAME, Columns, FeatureKind, bad_input
 
 # The name of the unknown in a lookup of strings, which no column holds: numpy strips it.
@@ -218,14 +219,8 @@ class IdDropout(tf.keras.layers.Layer):
         if not 0 <= rate < 1:
             raise bad_input("id_dropout", "a number in [0, 1)", rate)
         self.rate, self.seed = rate, seed
-        self.calls = self.add_weight(
-            "calls",
-            [],
-            tf.int64,
-            tf.keras.initializers.Zeros(),
-            trainable=False,
-            aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-        )
+        zero = tf.keras.initializers.Zeros()
+        self.calls = self.add_weight("calls", [], tf.int64, zero, trainable=False)
 
     def call(self, rows: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Takes and returns row numbers [m] int64; row 0 is out of vocabulary."""
@@ -233,6 +228,9 @@ class IdDropout(tf.keras.layers.Layer):
             return rows
         self.calls.assign_add(1)
         seed = tf.stack([tf.constant(self.seed, tf.int64), self.calls])
+        if num_replicas() > 1:
+            # Rows of different replicas are different rows of one batch.
+            seed = tf.random.experimental.stateless_fold_in(seed, replica_number(), alg="philox")
         drop = tf.random.stateless_uniform(tf.shape(rows), seed, alg="philox") < self.rate
         return tf.where(drop, tf.zeros_like(rows), rows)
 

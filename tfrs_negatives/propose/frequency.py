@@ -104,7 +104,6 @@ class StreamingFrequency(tf.keras.layers.Layer):
         shared: dict[str, Any] = {
             "trainable": False,
             "experimental_autocast": False,
-            "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA,
         }
         self.table = self.add_weight("table", [slots], tf.float32, _constant(start), **shared)
         self.last_step = self.add_weight("last_step", [slots], tf.int64, _constant(NEVER), **shared)

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfrs_negatives.types import CandidatePool, NegativeSource, StepContext
+from tfrs_negatives.propose.negatives.weighted import Weighted
+from tfrs_negatives.types import CandidatePool, Candidates, NegativeSource, StepContext
 
 
-def build_pool(
+class _Proposal(NamedTuple):
+    """What one source answered, and which it is."""
+
+    number: int
+    source: NegativeSource
+    candidates: Candidates
+
+
+def build_pools(
     sources: Sequence[NegativeSource], context: StepContext, *, corrected: bool
-) -> CandidatePool:
+) -> list[CandidatePool]:
     """Asks every source for its columns and joins them.
+
+    Columns that all rows share are corrected with the mixture of the sources that share them, and
+    so are the positives. Columns of single rows are chosen, not drawn: each source answers for its
+    own.
 
     Args:
         sources: the sources, whose columns keep this order.
@@ -20,27 +34,65 @@ def build_pool(
         corrected: whether the log expected counts are wanted; without, no frequency is needed.
 
     Returns:
-        The pool of all C columns.
+        The pool of the shared columns and that of the rows' own; one of them where only one kind
+        was proposed.
     """
     proposals = [
-        source.propose(context._replace(seed=_fold_in(context.seed, number)))
-        for number, source in enumerate(sources)
+        _Proposal(n, source, source.propose(context._replace(seed=_fold_in(context.seed, n))))
+        for n, source in enumerate(sources)
     ]
-    # A source may encode in half precision and another not; the pool has one dtype.
-    dtype = context.query_embeddings.dtype
-    embeddings = [tf.cast(p.embeddings, dtype) for p in proposals]
-    ids, filled, own_rows = (
-        tf.concat([getattr(p, field) for p in proposals], axis=0)
-        for field in ("ids", "filled", "own_rows")
-    )
-    origin = tf.concat([tf.zeros_like(p.own_rows) + n for n, p in enumerate(proposals)], axis=0)
-    columns = positives = None
+    shared = [p for p in proposals if p.candidates.ids.shape.rank == 1]
+    per_row = [p for p in proposals if p.candidates.ids.shape.rank == 2]
+    positives = None
     if corrected:
-        positive_ids = context.item_ids[: tf.shape(context.query_embeddings)[0]]
-        columns = mixture_log_expected_count(sources, ids, context)
-        positives = mixture_log_expected_count(sources, positive_ids, context)
-    vectors = tf.concat(embeddings, axis=0)
-    return CandidatePool(ids, vectors, filled, own_rows, origin, columns, positives)
+        drawn = [p.source for p in shared]
+        positives = mixture_log_expected_count(drawn, context.positive_ids, context)
+    groups = [group for group in (shared, per_row) if group]
+    return [_join(group, context, positives, corrected=corrected) for group in groups]
+
+
+def _join(
+    proposals: Sequence[_Proposal],
+    context: StepContext,
+    positives: tf.Tensor | None,
+    *,
+    corrected: bool,
+) -> CandidatePool:
+    # A source may encode in half precision and another not; the pool has one dtype.
+    candidates = [p.candidates for p in proposals]
+    dtype, rank = context.query_embeddings.dtype, candidates[0].ids.shape.rank
+    vectors = tf.concat([tf.cast(c.embeddings, dtype) for c in candidates], axis=rank - 1)
+    ids, filled = (
+        tf.concat([getattr(c, field) for c in candidates], axis=-1) for field in ("ids", "filled")
+    )
+    nobody = [tf.fill(tf.shape(c.ids), -1) for c in candidates]
+    own_rows = tf.concat(
+        [n if c.own_rows is None else c.own_rows for c, n in zip(candidates, nobody, strict=True)],
+        axis=-1,
+    )
+    widths = [tf.shape(c.ids)[-1:] for c in candidates]
+    origin = tf.concat(
+        [tf.fill(w, p.number) for w, p in zip(widths, proposals, strict=True)], axis=0
+    )
+    counts = None
+    if corrected and rank == 1:
+        counts = mixture_log_expected_count([p.source for p in proposals], ids, context)
+    elif corrected:
+        own = [p.source.log_expected_count(p.candidates.ids, context) for p in proposals]
+        counts = tf.concat(own, axis=-1)
+    weights = _log_weights(proposals, widths, context)
+    return CandidatePool(ids, vectors, filled, own_rows, origin, counts, positives, weights)
+
+
+def _log_weights(
+    proposals: Sequence[_Proposal], widths: Sequence[tf.Tensor], context: StepContext
+) -> tf.Tensor | None:
+    if not any(isinstance(p.source, Weighted) for p in proposals):
+        return None
+    weights = [
+        p.source.log_weight(context) if isinstance(p.source, Weighted) else 0.0 for p in proposals
+    ]
+    return tf.concat([tf.fill(w, x) for w, x in zip(widths, weights, strict=True)], axis=0)
 
 
 def mixture_log_expected_count(
@@ -51,7 +103,7 @@ def mixture_log_expected_count(
         log c(id) = log sum_s exp(log c_s(id))
 
     Args:
-        sources: the sources of the pool.
+        sources: the sources of the pool; without any every count is 1.
         ids: [m] int64.
         context: the step so far.
 
@@ -61,8 +113,19 @@ def mixture_log_expected_count(
     Source: the mixture of Yang et al., WWW 2020, equation 5, as a count instead of a probability;
     one count for all sources is the balance heuristic of multiple importance sampling.
     """
+    if not sources:
+        return tf.zeros(tf.shape(ids))
     counts = [source.log_expected_count(ids, context) for source in sources]
     return counts[0] if len(counts) == 1 else tf.reduce_logsumexp(tf.stack(counts), axis=0)
+
+
+def slice_columns(pool: CandidatePool, start: tf.Tensor, width: int) -> CandidatePool:
+    """Returns `width` of the shared columns of a pool, from `start` on."""
+    columns = pool._replace(positive_log_expected_count=None)
+    sliced = [None if x is None else x[start : start + width] for x in columns]
+    return CandidatePool(*sliced)._replace(
+        positive_log_expected_count=pool.positive_log_expected_count
+    )
 
 
 def _fold_in(seed: tf.Tensor, number: int) -> tf.Tensor:

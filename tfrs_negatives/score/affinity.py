@@ -117,27 +117,42 @@ class Affinity(tf.keras.layers.Layer):
         """Scores every column for every query, and each query's own positive apart.
 
         Args:
-            pool: C columns.
+            pool: C columns, shared or of each row.
             context: the queries [B, D] or [B, H, D] and their positives.
 
         Returns:
             float32 scores: positive [B], negatives [B, C]; every column is kept so far.
         """
-        num_rows = tf.shape(context.query_embeddings)[0]
+        queries, columns = self.queries(context), self._on_sphere(pool.embeddings)
+        heads, several = ("h", "qhc") if queries.shape.rank == 3 else ("", "qc")
+        of_row = "q" if columns.shape.rank == 3 else ""
+        scores = tf.einsum(f"q{heads}d,{of_row}cd->{several}", queries, columns)
+        if heads:
+            scores = tf.reduce_max(scores, axis=1)
+        if self.item_bias is not None:
+            scores += self.item_bias(pool.ids)
+        return Logits(self.positives(context), scores, tf.ones_like(scores, tf.bool))
+
+    def queries(self, context: StepContext) -> tf.Tensor:
+        """Returns the queries, [B, D] or [B, H, D], divided by the temperature."""
         # Dividing [B, D] here spares a pass over [B, C] there.
-        queries = self._on_sphere(context.query_embeddings) / self.temperature
-        positives = self._on_sphere(context.item_embeddings[:num_rows])
-        columns = self._on_sphere(pool.embeddings)
+        return self._on_sphere(context.query_embeddings) / self.temperature
+
+    def columns(self, pool: CandidatePool) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns vectors [C, D] and a bias [C], so that score = <query, vector> + bias."""
+        vectors = self._on_sphere(pool.embeddings)
+        if self.item_bias is None:
+            return vectors, tf.zeros(tf.shape(pool.ids))
+        return vectors, self.item_bias(pool.ids)
+
+    def positives(self, context: StepContext) -> tf.Tensor:
+        """Returns the score of each row's positive, [B] float32."""
+        queries, positives = self.queries(context), self._on_sphere(context.positive_embeddings)
         if queries.shape.rank == 2:
             own = tf.reduce_sum(queries * positives, axis=-1)
-            scores = tf.linalg.matmul(queries, columns, transpose_b=True)
         else:
             own = tf.reduce_max(tf.einsum("qhd,qd->qh", queries, positives), axis=-1)
-            scores = tf.reduce_max(tf.einsum("qhd,cd->qhc", queries, columns), axis=1)
-        if self.item_bias is not None:
-            own += self.item_bias(context.item_ids[:num_rows])
-            scores += self.item_bias(pool.ids)
-        return Logits(own, scores, tf.ones_like(scores, tf.bool))
+        return own if self.item_bias is None else own + self.item_bias(context.positive_ids)
 
     def retrieval_vectors(self, embeddings: tf.Tensor, ids: tf.Tensor | None = None) -> tf.Tensor:
         """Vectors whose inner product ranks as the score does, for evaluation and the index.

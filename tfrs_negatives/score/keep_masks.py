@@ -28,9 +28,8 @@ class AccidentalHits(Part):
 
     def keep(self, scores: Logits, pool: CandidatePool, context: StepContext) -> tf.Tensor:
         """Returns [B, C] bool."""
-        positive_ids = context.item_ids[: tf.shape(scores.positive)[0]]
-        same = pool.ids[None, :] == positive_ids[:, None]
-        return ~same | (pool.ids == EMPTY_ID)[None, :]
+        same = pool.ids == context.positive_ids[:, None]
+        return ~same | (pool.ids == EMPTY_ID)
 
 
 def apply_masks(
@@ -57,7 +56,7 @@ def apply_masks(
         InputError: if `score_mask` is not boolean.
     """
     rows = tf.range(tf.shape(scores.positive)[0])
-    keep = pool.filled[None, :] & (pool.own_rows[None, :] != rows[:, None])
+    keep = pool.filled & (pool.own_rows != rows[:, None])
     for mask in masks:
         keep &= mask.keep(scores, pool, context)
     if score_mask is not None:

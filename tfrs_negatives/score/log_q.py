@@ -23,7 +23,7 @@ def correct_logits(
 ) -> Logits:
     """Subtracts the log expected count of each column.
 
-        logit_j = score_j - strength * log c_j
+        logit_j = score_j - strength * log c_j + log weight_j
 
     Args:
         scores: positive [B] and negatives [B, C].
@@ -34,10 +34,12 @@ def correct_logits(
     Returns:
         The corrected logits.
     """
+    if pool.log_weight is not None:
+        scores = scores._replace(negatives=scores.negatives + pool.log_weight)
     columns, positives = pool.log_expected_count, pool.positive_log_expected_count
-    if policy is None or columns is None or positives is None:
+    if policy is None or columns is None or positives is None or strength == 0:
         return scores
-    negatives = scores.negatives - strength * columns[None, :]
+    negatives = scores.negatives - strength * columns
     if policy == "negatives":
         return scores._replace(negatives=negatives)
     positive = scores.positive - strength * positives

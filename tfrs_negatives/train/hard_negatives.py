@@ -37,10 +37,11 @@ class Hardest(Part):
         k = tf.minimum(self.k, tf.shape(logits.negatives)[1])
         ranked = tf.where(logits.keep, logits.negatives, logits.negatives.dtype.min)
         columns = tf.math.top_k(tf.stop_gradient(ranked), k).indices
-        negatives = tf.gather(logits.negatives, columns, batch_dims=1)
-        return logits._replace(
-            negatives=negatives, keep=tf.gather(logits.keep, columns, batch_dims=1)
+        explicit = tf.broadcast_to(logits.explicit, tf.shape(logits.keep))
+        negatives, keep, explicit = (
+            tf.gather(x, columns, batch_dims=1) for x in (logits.negatives, logits.keep, explicit)
         )
+        return logits._replace(negatives=negatives, keep=keep, explicit=explicit)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -11,16 +11,17 @@ from typing import Any, Literal, get_args
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from tfrs_negatives.encode.catalogue import to_keys
+from tfrs_negatives.encode.across_replicas import all_rows
 from tfrs_negatives.propose.negatives import InBatch
-from tfrs_negatives.propose.pool import build_pool
+from tfrs_negatives.propose.pool import build_pools
 from tfrs_negatives.score.affinity import Affinity, ItemBias
 from tfrs_negatives.score.keep_masks import AccidentalHits, apply_masks
 from tfrs_negatives.score.log_q import correct_logits
+from tfrs_negatives.train.context import build_context
 from tfrs_negatives.train.hard_negatives import Hardest
 from tfrs_negatives.train.losses import SampledSoftmax, one_hot_labels
+from tfrs_negatives.train.step_report import StepReport
 from tfrs_negatives.types import (
-    EMPTY_ID,
     CandidatePool,
     CorrectionPolicy,
     Features,
@@ -30,6 +31,7 @@ from tfrs_negatives.types import (
     Mask,
     Miner,
     NegativeSource,
+    RememberingSource,
     Similarity,
     StepContext,
     bad_input,
@@ -157,13 +159,16 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             raise bad_input("metrics", rule, "metrics beside a cosine similarity or an item bias")
 
     def _add_state(self) -> None:
-        shared = {"trainable": False, "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA}
         zeros = tf.keras.initializers.Zeros()
-        self.step = self.add_weight("task_step", [], tf.int64, zeros, **shared)
-        # Rows of the last batch, columns per source, whether corrected: for `describe_last_step`.
-        sizes = [len(self.negatives) + 2]
-        self.last_sizes = self.add_weight("last_sizes", sizes, tf.int32, zeros, **shared)
-        self.masked_share = tf.keras.metrics.Mean("masked_share") if self.masks else None
+        self.step = self.add_weight("task_step", [], tf.int64, zeros, trainable=False)
+        self.report = StepReport(len(self.negatives), has_masks=bool(self.masks))
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the state of the sources, for embeddings of the width of the queries."""
+        for source in self.negatives:
+            if isinstance(source, tf.keras.layers.Layer) and not source.built:
+                source.build(tf.TensorShape(input_shape)[-1])
+        super().build(input_shape)
 
     def call(
         self,
@@ -206,65 +211,71 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             InputError: if an argument that this composition needs is missing or has the wrong
                 shape.
         """
-        self._check_call(score_mask, training)
-        context = self._context(
-            query_embeddings, candidate_embeddings, candidate_ids, features or {}, encode_items
+        self._check_call(score_mask, candidate_ids, training)
+        context = build_context(
+            query_embeddings,
+            candidate_embeddings,
+            candidate_ids=candidate_ids,
+            features=features or {},
+            encode_items=encode_items,
+            log_probability=self.frequency.log_probability if self.frequency else _no_frequency,
+            step=self.step + int(bool(training)),
+            seed=self.seed,
         )
         if training:
             self._advance(context)
-        pool = self._pool(context, candidate_sampling_probability)
-        scores = self.affinity(pool, context)
-        scores = apply_masks(scores, pool, context, self.masks, score_mask=score_mask)
-        logits = correct_logits(scores, pool, policy=self.correct, strength=self.strength)
+        pools = self._pools(context, candidate_sampling_probability)
+        logits = self._logits(pools, context, score_mask)
+        num_kept = tf.reduce_sum(tf.cast(logits.keep, tf.float32))
         for miner in self.miners:
             logits = miner.mine(logits)
-        loss = self._loss(logits, pool, sample_weight)
+        loss = self._loss(logits, pools, context, sample_weight)
         if training:
-            self._record(scores, pool)
+            self.report.record(pools, context, num_kept=num_kept)
+            self._remember(context)
         for metric in self.loss_metrics:
             metric.update_state(loss)
         if compute_batch_metrics and self.batch_metrics:
-            self._update_batch_metrics(logits, pool, sample_weight)
+            self._update_batch_metrics(logits, pools, sample_weight)
         if compute_metrics and query_embeddings.shape.rank == 2:
             self._update_factorized_metrics(context, candidate_ids, sample_weight)
         return loss
 
-    def _check_call(self, score_mask: tf.Tensor | None, training: bool | None) -> None:
+    def _logits(
+        self,
+        pools: Sequence[CandidatePool],
+        context: StepContext,
+        score_mask: tf.Tensor | None,
+    ) -> Logits:
+        """Scores, masks and corrects every column; the rows' own ones stand last."""
+        parts = []
+        for pool in pools:
+            scores = self.affinity(pool, context)
+            scores = apply_masks(scores, pool, context, self.masks, score_mask=score_mask)
+            parts.append(correct_logits(scores, pool, policy=self.correct, strength=self.strength))
+            score_mask = None  # it is about the batch, which stands in the first pool
+        explicit = [tf.fill(tf.shape(p.origin), p.ids.shape.rank == 2) for p in pools]
+        return Logits(
+            parts[0].positive,
+            tf.concat([p.negatives for p in parts], axis=1),
+            tf.concat([p.keep for p in parts], axis=1),
+            tf.concat(explicit, axis=0),
+        )
+
+    def _check_call(
+        self,
+        score_mask: tf.Tensor | None,
+        candidate_ids: tf.Tensor | None,
+        training: bool | None,
+    ) -> None:
         names = [source.name for source in self.negatives]
         if score_mask is not None and names[0] != InBatch.name:
             raise bad_input("score_mask", "the batch as the first source", names[0])
         if training is None and (self.frequency is not None or names != [InBatch.name]):
             rule = "True or False, because frequencies and draws move on in training only"
             raise bad_input("training", rule, None)
-
-    def _context(
-        self,
-        queries: tf.Tensor,
-        candidates: tf.Tensor,
-        candidate_ids: tf.Tensor | None,
-        features: Features,
-        encode_items: Callable[[Features], tf.Tensor] | None,
-    ) -> StepContext:
-        rows, columns = queries.shape[0], candidates.shape[0]
-        if None not in (rows, columns) and columns < rows:
-            raise bad_input("candidate_embeddings", f"at least {rows} rows, one per query", columns)
         if candidate_ids is None and (self.masks or self.frequency is not None):
             raise bad_input("candidate_ids", "ids, because masks or a frequency need them", None)
-        if candidate_ids is None:
-            ids = tf.fill([tf.shape(candidates)[0]], tf.constant(EMPTY_ID, tf.int64))
-        else:
-            ids = to_keys(candidate_ids)
-            if not ids.shape.is_compatible_with([columns]):
-                raise bad_input("candidate_ids", f"shape [{columns}], one per candidate", ids.shape)
-        return StepContext(
-            query_embeddings=tf.cast(queries, tf.float32),
-            item_embeddings=tf.cast(candidates, tf.float32),
-            item_ids=ids,
-            features=features,
-            seed=tf.stack([self.seed, tf.cast(self.step, tf.int32)]),
-            log_probability=self.frequency.log_probability if self.frequency else _no_frequency,
-            encode_items=encode_items or _no_item_tower,
-        )
 
     @property
     def _knows_counts(self) -> bool:
@@ -277,63 +288,71 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         if self.frequency is not None:
             self.frequency.update(context.item_ids)
 
-    def _pool(self, context: StepContext, probability: tf.Tensor | None) -> CandidatePool:
-        """Builds the pool, with log counts from the sources or from the caller's probabilities."""
+    def _remember(self, context: StepContext) -> None:
+        for source in self.negatives:
+            if isinstance(source, RememberingSource):
+                source.remember(context)
+
+    def _pools(self, context: StepContext, probability: tf.Tensor | None) -> list[CandidatePool]:
+        """Builds the pools, with log counts from the sources or from the caller's probabilities."""
         if probability is None or self.correct is None:
-            return build_pool(self.negatives, context, corrected=self._knows_counts)
+            return build_pools(self.negatives, context, corrected=self._knows_counts)
         names = [source.name for source in self.negatives]
         if names != [InBatch.name]:
             rule = "none beside other sources than the batch: use `frequency`"
             raise bad_input("candidate_sampling_probability", rule, f"one beside {names}")
-        pool = build_pool(self.negatives, context, corrected=False)
-        log_count = tf.math.log(tf.cast(probability, tf.float32))
+        (pool,) = build_pools(self.negatives, context, corrected=False)
+        own = tf.math.log(tf.cast(probability, tf.float32))
         # A probability differs from a count by a factor of the batch, which cancels in the softmax
         # of policy "both" (TFRS leaves it out); "negatives" needs it to estimate the denominator.
         if self.correct == "negatives":
-            log_count += tf.math.log(tf.cast(tf.shape(pool.ids)[0], tf.float32))
-        positives = log_count[: tf.shape(context.query_embeddings)[0]]
-        return pool._replace(log_expected_count=log_count, positive_log_expected_count=positives)
+            own += tf.math.log(tf.cast(tf.shape(pool.ids)[0], tf.float32))
+        positives = own[: tf.shape(context.query_embeddings)[0]]
+        counts = all_rows(own)
+        return [pool._replace(log_expected_count=counts, positive_log_expected_count=positives)]
 
     def _loss(
-        self, logits: Logits, pool: CandidatePool, sample_weight: tf.Tensor | None
+        self,
+        logits: Logits,
+        pools: Sequence[CandidatePool],
+        context: StepContext,
+        sample_weight: tf.Tensor | None,
     ) -> tf.Tensor:
         if isinstance(self.loss_function, tf.keras.losses.Loss):
-            labels, scores = self._labels_and_scores(logits, pool)
+            labels, scores = self._labels_and_scores(logits, pools)
             return self.loss_function(labels, scores, sample_weight=sample_weight)
-        rows = self.loss_function(logits)
+        return self._reduce(self.loss_function(logits), context, sample_weight)
+
+    def _reduce(
+        self, rows: tf.Tensor, context: StepContext, sample_weight: tf.Tensor | None
+    ) -> tf.Tensor:
+        """Returns this replica's part of the loss: their sum is that of the global batch."""
         if sample_weight is not None:
             rows *= tf.cast(tf.reshape(sample_weight, [-1]), rows.dtype)
-        return tf.reduce_mean(rows) if self.reduction == "mean" else tf.reduce_sum(rows)
+        total = tf.reduce_sum(rows)
+        return (
+            total / tf.cast(context.num_queries, total.dtype) if self.reduction == "mean" else total
+        )
 
     def _labels_and_scores(
-        self, logits: Logits, pool: CandidatePool
+        self, logits: Logits, pools: Sequence[CandidatePool]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        if self.negatives[0].name != InBatch.name:
+        if self.negatives[0].name != InBatch.name or len(pools) > 1:
             return one_hot_labels(logits, own_rows=None)
         if not self.miners:
-            return one_hot_labels(logits, own_rows=pool.own_rows)
+            return one_hot_labels(logits, own_rows=pools[0].own_rows)
         # A miner that kept all C columns has left the row's own one, which is masked, at the end.
         labels, scores = one_hot_labels(logits, own_rows=None)
-        width = tf.shape(pool.ids)[0]
+        width = tf.shape(pools[0].ids)[0]
         return labels[:, :width], scores[:, :width]
 
-    def _record(self, scores: Logits, pool: CandidatePool) -> None:
-        sources = tf.range(len(self.negatives))
-        filled = (pool.origin[None, :] == sources[:, None]) & pool.filled[None, :]
-        per_source = tf.reduce_sum(tf.cast(filled, tf.int32), axis=1)
-        rows = tf.shape(scores.positive)[0]
-        corrected = int(pool.log_expected_count is not None)
-        self.last_sizes.assign(tf.concat([rows[None], per_source, [corrected]], axis=0))
-        if self.masked_share is not None:
-            own = tf.reduce_sum(tf.cast(pool.own_rows >= 0, tf.float32))
-            columns = tf.cast(rows * tf.reduce_sum(per_source), tf.float32) - own
-            kept = tf.reduce_sum(tf.cast(scores.keep, tf.float32))
-            self.masked_share.update_state(1.0 - kept / tf.maximum(columns, 1.0))
-
     def _update_batch_metrics(
-        self, logits: Logits, pool: CandidatePool, sample_weight: tf.Tensor | None
+        self,
+        logits: Logits,
+        pools: Sequence[CandidatePool],
+        sample_weight: tf.Tensor | None,
     ) -> None:
-        labels, scores = self._labels_and_scores(logits, pool)
+        labels, scores = self._labels_and_scores(logits, pools)
         for metric in self.batch_metrics:
             metric.update_state(labels, scores, sample_weight=sample_weight)
 
@@ -345,7 +364,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         for metric in self.factorized_metrics:
             metric.update_state(
                 context.query_embeddings,
-                context.item_embeddings[:rows],
+                context.positive_embeddings,
                 true_candidate_ids=None if ids is None else ids[:rows],
                 sample_weight=sample_weight,
             )
@@ -382,10 +401,6 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
 
 def _no_frequency(_ids: tf.Tensor) -> tf.Tensor:
     raise bad_input("frequency", "an estimator, because a source needs it", None)
-
-
-def _no_item_tower(_features: Features) -> tf.Tensor:
-    raise bad_input("encode_items", "the item tower, because a source proposes other items", None)
 
 
 def _serialize(part: Any) -> Any:

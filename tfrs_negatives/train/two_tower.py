@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
+from tfrs_negatives.encode.across_replicas import num_replicas, place_of_rows
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.propose.frequency import StreamingFrequency
 from tfrs_negatives.train.task import Retrieval
@@ -62,6 +63,9 @@ class TwoTower(tfrs.Model):
             frequency=StreamingFrequency(),
         )
         self.item_key = item_key or items.item_key
+        width = getattr(item_tower, "output_shape", (None,))[-1]
+        if width is not None and not self.task.built:
+            self.task.build([None, width])
         names = ("loss", "regularization_loss", "total_loss")
         self.loss_trackers = [tf.keras.metrics.Mean(name) for name in names]
         self.built = True
@@ -91,7 +95,7 @@ class TwoTower(tfrs.Model):
             candidate_ids=ids,
             compute_metrics=not training,
             features=features,
-            encode_items=lambda f: self._run(self.item_tower, f, training),
+            encode_items=lambda f, training=training: self._run(self.item_tower, f, training),
             training=training,
         )
 
@@ -112,13 +116,18 @@ class TwoTower(tfrs.Model):
     def _step_losses(self, features: Features, *, training: bool) -> tuple[tf.Tensor, ...]:
         loss = self.compute_loss(features, training=training)
         regularization = tf.add_n([tf.reduce_sum(x) for x in self.losses] or [tf.zeros([])])
+        # Every replica has the same weights, and the gradients of all are added up.
+        regularization /= num_replicas()
         return loss, regularization, loss + regularization
 
     def _log(self, losses: tuple[tf.Tensor, ...], features: Features) -> dict[str, tf.Tensor]:
+        # Each replica has a part of every loss; the trackers add up values and weights.
         # A sum over the batch already weighs each batch by its rows.
-        rows = tf.shape(features[self.item_key])[0] if self.task.reduction == "mean" else 1
+        rows = place_of_rows(tf.shape(features[self.item_key])[0])[1]
+        weight = tf.cast(rows, tf.float32) if self.task.reduction == "mean" else tf.ones([])
         for tracker, value in zip(self.loss_trackers, losses, strict=True):
-            tracker.update_state(value, sample_weight=rows)
+            tracker.total.assign_add(value * weight)
+            tracker.count.assign_add(weight / num_replicas())
         return {metric.name: metric.result() for metric in self.metrics}
 
     @property
@@ -205,12 +214,9 @@ class FirstStepReport(tf.keras.callbacks.Callback):
 
 def describe_last_step(task: Retrieval) -> str:
     """Says in one line what the last training step did."""
-    rows, *columns, corrected = task.last_sizes.numpy().tolist()
-    sources = ", ".join(f"{s.name} {n}" for s, n in zip(task.negatives, columns, strict=True))
-    masked = "nothing" if task.masked_share is None else f"{task.masked_share.result():.2%}"
-    policy = f"{task.correct} x {task.strength:g}" if corrected else "none"
+    policy = f"{task.correct} x {task.strength:g}" if bool(task.report.corrected) else "none"
     return (
-        f"{rows} queries, {sum(columns)} columns ({sources}), masked {masked}, "
+        f"{task.report.describe([source.name for source in task.negatives])}, "
         f"replicas {tf.distribute.get_strategy().num_replicas_in_sync}, correction {policy}, "
         f"{task.affinity.similarity} / {float(task.affinity.temperature):g}"
     )

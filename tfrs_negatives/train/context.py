@@ -1,0 +1,90 @@
+"""What the caller of a step gives, put in the form that sources and masks read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfrs_negatives.encode.across_replicas import all_rows, place_of_rows
+from tfrs_negatives.encode.catalogue import to_keys
+from tfrs_negatives.types import EMPTY_ID, Features, StepContext, bad_input
+
+Encoder = Callable[..., tf.Tensor]
+
+
+def build_context(
+    queries: tf.Tensor,
+    candidates: tf.Tensor,
+    *,
+    candidate_ids: tf.Tensor | None,
+    features: Features,
+    encode_items: Encoder | None,
+    log_probability: Callable[[tf.Tensor], tf.Tensor],
+    step: tf.Tensor,
+    seed: int,
+) -> StepContext:
+    """Gathers the items of all replicas and keeps the queries of this one.
+
+    Everything is cast to float32 here: scores, masks and losses are computed in it whatever the
+    towers answer in.
+
+    Args:
+        queries: [B, D] or [B, H, D].
+        candidates: [n, D], n >= B; the first B are the positives.
+        candidate_ids: [n] integers or strings, or None.
+        features: the raw batch.
+        encode_items: item features -> [m, D]; where it takes `training`, probes are encoded with
+            False.
+        log_probability: ids -> log q.
+        step: the number of this training step.
+        seed: of the task.
+
+    Raises:
+        InputError: if there are fewer candidates than queries, or not one id per candidate.
+    """
+    rows, columns = queries.shape[0], candidates.shape[0]
+    if None not in (rows, columns) and columns < rows:
+        raise bad_input("candidate_embeddings", f"at least {rows} rows, one per query", columns)
+    ids = _keys(candidate_ids, candidates)
+    queries, candidates = tf.cast(queries, tf.float32), tf.cast(candidates, tf.float32)
+    num_rows, num_columns = tf.shape(queries)[0], tf.shape(candidates)[0]
+    first, total = place_of_rows(num_columns)
+    # Row i of this replica is column first + i; its extra candidates are nobody's positives.
+    own_rows = tf.range(total) - first
+    own_rows = tf.where((own_rows >= 0) & (own_rows < num_rows), own_rows, -1)
+    return StepContext(
+        query_embeddings=queries,
+        positive_embeddings=candidates[:num_rows],
+        positive_ids=ids[:num_rows],
+        item_embeddings=all_rows(candidates),
+        item_ids=all_rows(ids),
+        own_rows=own_rows,
+        num_queries=place_of_rows(num_rows)[1],
+        features=features,
+        step=step,
+        seed=tf.stack([seed, tf.cast(step, tf.int32)]),
+        log_probability=log_probability,
+        encode_items=encode_items or _no_item_tower,
+        encode_probes=_without_training(encode_items or _no_item_tower),
+    )
+
+
+def _keys(candidate_ids: tf.Tensor | None, candidates: tf.Tensor) -> tf.Tensor:
+    if candidate_ids is None:
+        return tf.fill([tf.shape(candidates)[0]], tf.constant(EMPTY_ID, tf.int64))
+    ids, columns = to_keys(candidate_ids), candidates.shape[0]
+    if not ids.shape.is_compatible_with([columns]):
+        raise bad_input("candidate_ids", f"shape [{columns}], one per candidate", ids.shape)
+    return ids
+
+
+def _without_training(encode: Encoder) -> Encoder:
+    if "training" not in inspect.signature(encode).parameters:
+        return encode
+    return lambda features: encode(features, training=False)
+
+
+def _no_item_tower(_features: Features) -> tf.Tensor:
+    raise bad_input("encode_items", "the item tower, because a source proposes other items", None)
