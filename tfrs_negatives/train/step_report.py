@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfrs_negatives.encode.across_replicas import all_rows, num_replicas
 from tfrs_negatives.types import CandidatePool, StepContext
 
 
@@ -26,6 +27,7 @@ class StepReport(tf.keras.layers.Layer):
         # Of columns of single rows there are as many as a row has on average.
         self.columns = self.add_weight("columns", [num_sources], tf.float32, zeros, trainable=False)
         self.corrected = self.add_weight("corrected", [], tf.bool, zeros, trainable=False)
+        self.num_replicas = self.add_weight("num_replicas", [], tf.int32, zeros, trainable=False)
         self.masked_share = tf.keras.metrics.Mean("masked_share") if has_masks else None
 
     def record(
@@ -39,29 +41,39 @@ class StepReport(tf.keras.layers.Layer):
             num_kept: how many columns counted, over all rows of this replica.
         """
         rows = tf.cast(tf.shape(context.query_embeddings)[0], tf.float32)
-        per_source = tf.zeros([self.num_sources])
-        own = tf.zeros([])
+        per_source, num_columns = tf.zeros([self.num_sources]), tf.zeros([])
         for pool in pools:
             filled = tf.cast(pool.filled, tf.float32)
-            if pool.filled.shape.rank == 2:
-                filled = tf.math.divide_no_nan(tf.reduce_sum(filled, axis=0), rows)
-            per_source += tf.math.unsorted_segment_sum(filled, pool.origin, self.num_sources)
-            own += tf.reduce_sum(tf.cast(pool.own_rows >= 0, tf.float32))
+            if pool.filled.shape.rank == 1:
+                num_columns += rows * tf.reduce_sum(filled)
+                per_source += self._by_source(filled, pool)
+            else:
+                num_columns += tf.reduce_sum(filled)
+                own = self._by_source(tf.reduce_sum(filled, axis=0), pool)
+                own = tf.reduce_sum(all_rows(own[None]), axis=0)
+                per_source += own / tf.cast(context.num_queries, tf.float32)
+            num_columns -= tf.reduce_sum(tf.cast(pool.own_rows >= 0, tf.float32))
         self.num_queries.assign(context.num_queries)
+        self.num_replicas.assign(num_replicas())
         self.columns.assign(per_source)
         self.corrected.assign(pools[0].log_expected_count is not None)
         if self.masked_share is not None:
-            columns = rows * tf.reduce_sum(per_source) - own
-            share = 1.0 - num_kept / tf.maximum(columns, 1.0)
-            self.masked_share.update_state(share, sample_weight=rows)
+            self.masked_share.total.assign_add(num_columns - num_kept)
+            self.masked_share.count.assign_add(num_columns)
+
+    def _by_source(self, filled: tf.Tensor, pool: CandidatePool) -> tf.Tensor:
+        return tf.math.unsorted_segment_sum(filled, pool.origin, self.num_sources)
 
     def describe(self, names: Sequence[str]) -> str:
-        """Returns "2048 queries, 4096 columns (in_batch 2048, uniform 2048), masked 0.35%"."""
+        """Returns "2048 queries, 4096 columns (in_batch 2048, uniform 2048), masked 0.35%, ..."."""
         columns = self.columns.numpy().tolist()
         parts = ", ".join(f"{name} {_short(n)}" for name, n in zip(names, columns, strict=True))
         masked = "nothing" if self.masked_share is None else f"{self.masked_share.result():.2%}"
-        queries = int(self.num_queries)
-        return f"{queries} queries, {_short(sum(columns))} columns ({parts}), masked {masked}"
+        queries = self.num_queries.numpy()
+        return (
+            f"{queries} queries, {_short(sum(columns))} columns ({parts}), masked {masked}, "
+            f"replicas {self.num_replicas.numpy()}"
+        )
 
 
 def _short(number: float) -> str:

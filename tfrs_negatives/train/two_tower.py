@@ -203,7 +203,7 @@ class FirstStepReport(tf.keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Finds out whether the task is at the beginning of its life."""
-        self.is_due = int(self.task.step) == 0
+        self.is_due = self.task.step.numpy() == 0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Logs once, after the first step (or the first `steps_per_execution` of them)."""
@@ -214,9 +214,9 @@ class FirstStepReport(tf.keras.callbacks.Callback):
 
 def describe_last_step(task: Retrieval) -> str:
     """Says in one line what the last training step did."""
-    policy = f"{task.correct} x {task.strength:g}" if bool(task.report.corrected) else "none"
+    policy = f"{task.correct} x {task.strength:g}" if task.report.corrected.numpy() else "none"
     return (
         f"{task.report.describe([source.name for source in task.negatives])}, "
-        f"replicas {tf.distribute.get_strategy().num_replicas_in_sync}, correction {policy}, "
+        f"correction {policy}, "
         f"{task.affinity.similarity} / {float(task.affinity.temperature):g}"
     )

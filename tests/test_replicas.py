@@ -1,0 +1,274 @@
+"""One step on two and on four replicas is the step on one with the same global batch.
+
+Plain TFRS logs 88.7 in the place of 110.9 here: each replica sees its share of the negatives.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrs_negatives.encode.across_replicas import all_rows, encode_together, place_of_rows
+from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.encode.features import IdDropout
+from tfrs_negatives.optimizers import SparseAdam
+from tfrs_negatives.propose.frequency import ExactFrequency, StreamingFrequency
+from tfrs_negatives.propose.negatives import (
+    CrossBatch,
+    Explicit,
+    InBatch,
+    IndexStream,
+    LogUniform,
+    Popularity,
+    Uniform,
+    Weighted,
+)
+from tfrs_negatives.score.affinity import ItemBias
+from tfrs_negatives.score.keep_masks import AccidentalHits
+from tfrs_negatives.train.hard_negatives import Hardest
+from tfrs_negatives.train.losses import EasyHardMixture
+from tfrs_negatives.train.task import Retrieval
+from tfrs_negatives.train.two_tower import TwoTower, describe_last_step
+
+N, USERS, D, B = 12, 10, 4, 8
+RNG = np.random.default_rng(5)
+ITEMS = ItemCatalogue(np.arange(N) + 50)
+COUNTS = np.arange(N) + 1.0
+SGD = functools.partial(tf.keras.optimizers.SGD, 0.5)
+FADE_IN = tf.keras.optimizers.schedules.PolynomialDecay(0.0, 3, 1.0)
+# Three steps; the last batch is short, so that a replica of four has no row at all.
+SIZES = [B, B, 5]
+
+
+def streaming():
+    return StreamingFrequency(64, 2)
+
+
+COMPOSITIONS = {
+    "in-batch": dict,
+    "sum": lambda: {"reduction": "sum"},
+    "logq": lambda: {"frequency": streaming()},
+    "logq, gaps": lambda: {"frequency": StreamingFrequency(64, 2, method="interval")},
+    "logq, exact": lambda: {"frequency": ExactFrequency(ITEMS.ids, COUNTS)},
+    "hits": lambda: {"masks": [AccidentalHits()], "correct": None},
+    "uniform": lambda: {"negatives": [InBatch(), Uniform(ITEMS, 7)], "frequency": streaming()},
+    "popularity": lambda: {"negatives": [Popularity(ITEMS, 7, counts=COUNTS)]},
+    "log-uniform": lambda: {
+        "negatives": [LogUniform(ITEMS, 5, counts=COUNTS)],
+        "correct": "negatives",
+    },
+    "index stream": lambda: {"negatives": [IndexStream(ITEMS, 8)]},
+    "cross-batch": lambda: {
+        "negatives": [InBatch(), CrossBatch(11, probes=ITEMS, max_drift=100.0)],
+        "frequency": streaming(),
+    },
+    "explicit": lambda: {
+        "negatives": [InBatch(), Weighted(Explicit("rejected", ITEMS), 0.5)],
+        "loss": EasyHardMixture(0.4),
+        "frequency": streaming(),
+    },
+    "everything": lambda: {
+        "negatives": [
+            InBatch(),
+            Weighted(Uniform(ITEMS, 6), FADE_IN),
+            CrossBatch(10, warmup_steps=1),
+            Explicit("rejected", ITEMS),
+        ],
+        "frequency": streaming(),
+        "correct": "negatives",
+        "masks": [AccidentalHits()],
+        "miners": [Hardest(9)],
+        "similarity": "cosine",
+        "temperature": 0.3,
+        "learn_temperature": True,
+        "item_bias": ItemBias(ITEMS.ids, COUNTS),
+    },
+}
+every_composition = pytest.mark.parametrize("name", COMPOSITIONS)
+
+
+def batch(step):
+    rng = np.random.default_rng(step)
+    size = SIZES[step]
+    return {
+        "user_id": rng.integers(0, USERS, size),
+        "item_id": rng.integers(0, N, size) + 50,
+        "sample_weight": rng.random(size).astype(np.float32),
+        "rejected": np.where(rng.random((size, 3)) < 0.3, -1, rng.integers(0, N, (size, 3)) + 50),
+        "index_items": {"item_id": rng.integers(0, N, 8) + 50},
+    }
+
+
+def split(columns, replicas):
+    """Contiguous parts of every column, of equal size while there are rows."""
+
+    def part(column, replica):
+        size = -(-len(column) // replicas)
+        return tf.constant(column[replica * size : (replica + 1) * size])
+
+    return [tf.nest.map_structure(lambda c, r=r: part(c, r), columns) for r in range(replicas)]
+
+
+def tower(name, rows, first, seed):
+    start = tf.keras.initializers.RandomNormal(stddev=0.5, seed=seed)
+    ids = tf.keras.Input((), name=name, dtype=tf.int64)
+    decay = tf.keras.regularizers.L2(0.1)
+    table = tf.keras.layers.Embedding(
+        rows, D, embeddings_initializer=start, embeddings_regularizer=decay
+    )
+    return tf.keras.Model({name: ids}, table(ids - first))
+
+
+def make_model(name, optimizer):
+    query_tower, item_tower = tower("user_id", USERS, 0, 1), tower("item_id", N, 50, 2)
+    model = TwoTower(query_tower, item_tower, ITEMS, Retrieval(**COMPOSITIONS[name]()))
+    model.compile(optimizer())
+    return model
+
+
+def strategy_of(replicas):
+    if replicas == 1:
+        return tf.distribute.get_strategy()
+    # Without collectives: these must run in one order, which eager threads do not keep.
+    devices = [f"CPU:{number}" for number in range(replicas)]
+    operations = tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(devices, cross_device_ops=operations)
+
+
+@functools.cache
+def trained(name, replicas, optimizer):
+    """The logs of each step and all state afterwards, as every replica has it."""
+    strategy = strategy_of(replicas)
+    with strategy.scope():
+        model = make_model(name, optimizer)
+    logs = []
+    for step in range(len(SIZES)):
+        parts = split(batch(step), replicas)
+        value = strategy.experimental_distribute_values_from_function(
+            lambda context, parts=parts: parts[context.replica_id_in_sync_group]
+        )
+        model.reset_metrics()
+        results = strategy.run(model.train_step, args=(value,))
+        local = strategy.experimental_local_results
+        logs.append({key: float(local(x)[0]) for key, x in results.items()})
+    # Metrics are parts of a sum on each replica; the number of replicas is no result.
+    left_out = {id(v) for metric in model.metrics for v in metric.variables}
+    left_out.add(id(model.task.report.num_replicas))
+    variables = [*model.variables, *model.optimizer.variables]
+    states = [[x.numpy() for x in local(v)] for v in variables if id(v) not in left_out]
+    return logs, states, describe_last_step(model.task)
+
+
+def compare(name, replicas, optimizer):
+    expected_logs, expected, one = trained(name, 1, optimizer)
+    logs, states, several = trained(name, replicas, optimizer)
+    for received, wanted in zip(logs, expected_logs, strict=True):
+        assert received.keys() == wanted.keys()
+        for key, value in wanted.items():
+            assert received[key] == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), key
+    for copies, (wanted,) in zip(states, expected, strict=True):
+        assert len(copies) == replicas
+        for copy in copies:
+            np.testing.assert_array_equal(copy, copies[0])  # identical on all replicas
+            np.testing.assert_allclose(copy, wanted, rtol=1e-5, atol=1e-5)
+    assert several.replace(f"replicas {replicas}", "replicas 1") == one
+
+
+@every_composition
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_replicas_change_nothing(name, replicas):
+    # With SGD the weights are the sum of the gradients.
+    compare(name, replicas, SGD)
+
+
+@pytest.mark.parametrize("optimizer", [SparseAdam, tf.keras.optimizers.Adagrad])
+def test_sparse_optimizers_on_replicas(optimizer):
+    compare("everything", 2, optimizer)
+
+
+def test_fit_with_collectives_in_a_graph():
+    """The same through `fit`, with the data split by Keras and the gathers as collectives."""
+
+    def fit(strategy):
+        with strategy.scope():
+            model = make_model("cross-batch", SGD)
+        batches = [batch(0), batch(2)]
+        data = tf.data.Dataset.from_generator(
+            lambda: batches, output_signature=tf.nest.map_structure(spec, batches[0])
+        )
+        losses = model.fit(data, epochs=2, verbose=0).history["loss"]
+        return losses, [w.numpy() for w in model.trainable_variables]
+
+    def spec(column):
+        return tf.TensorSpec([None, *column.shape[1:]], column.dtype)
+
+    losses, weights = fit(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    expected_losses, expected = fit(tf.distribute.get_strategy())
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    for received, wanted in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(received, wanted, atol=1e-5)
+
+
+# ------------------------------------------------------------------ what the gathers do
+
+
+def on_replicas(function, parts, strategy=None):
+    """Runs a function of (part) on as many replicas as there are parts; their answers."""
+    strategy = strategy or strategy_of(len(parts))
+    value = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(parts[context.replica_id_in_sync_group])
+    )
+    return strategy.experimental_local_results(strategy.run(function, args=(value,)))
+
+
+def test_rows_are_joined_in_order_and_know_their_place():
+    parts = [[[1.0], [2.0]], [[3.0], [4.0]], [[5.0]], np.zeros([0, 1], np.float32)]
+
+    def answer(part):
+        return all_rows(part)[:, 0], tf.stack(place_of_rows(tf.shape(part)[0]))
+
+    for (joined, place), before in zip(on_replicas(answer, parts), (0, 2, 4, 5), strict=True):
+        assert joined.numpy().tolist() == [1, 2, 3, 4, 5]
+        assert place.numpy().tolist() == [before, 5]
+
+
+def test_the_gradient_of_a_row_is_what_all_replicas_made_of_it():
+    def answer(part):
+        with tf.GradientTape() as tape:
+            tape.watch(part)
+            loss = tf.reduce_sum(part[0] * all_rows(part))
+        return tape.gradient(loss, part)
+
+    # Replica r: its first row times the sum of all. Own rows: the sum; every row: all firsts.
+    first, second = on_replicas(answer, [[2.0, 3.0], [7.0]])
+    assert first.numpy().tolist() == [12.0 + 9.0, 9.0]
+    assert second.numpy().tolist() == [12.0 + 9.0]
+
+
+@pytest.mark.parametrize("count", [1, 5, 8])
+def test_items_are_encoded_once_between_all_replicas(count):
+    seen = []
+
+    def answer(_):
+        def encode(rows):
+            seen.append(len(rows))
+            return tf.cast(rows, tf.float32)[:, None] * 10
+
+        return encode_together(tf.range(count) + 3, encode)
+
+    for result in on_replicas(answer, [[0], [0]]):
+        np.testing.assert_array_equal(result[:, 0], (np.arange(count) + 3) * 10)
+    assert seen == [-(-count // 2)] * 2
+
+
+def test_dropped_ids_differ_by_replica():
+    strategy = strategy_of(2)
+    with strategy.scope():
+        layer = IdDropout(0.5)
+    ones = np.ones(64, np.int64)
+    answers = on_replicas(lambda part: layer(part, training=True), [ones, ones], strategy)
+    first, second = (x.numpy() for x in answers)
+    assert (first != second).mean() > 0.2
