@@ -11,8 +11,8 @@ import tensorflow as tf
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.propose.frequency import ExactFrequency
 from tfrs_negatives.propose.negatives import InBatch, IndexStream, Uniform
-from tfrs_negatives.propose.pool import build_pool, mixture_log_expected_count
-from tfrs_negatives.types import StepContext
+from tfrs_negatives.propose.pool import build_pools, mixture_log_expected_count
+from tfrs_negatives.train.context import build_context
 
 CATALOGUE = ItemCatalogue([10, 20, 30, 40])
 SHARES = ExactFrequency([10, 20, 30, 40, 99], [8, 4, 2, 2, 4])
@@ -28,14 +28,15 @@ def encode(features):
 def context():
     """Two queries and five items: the positives 10 and 99, and three extra candidates."""
     item_ids = tf.constant([10, 99, 20, 10, 30], tf.int64)
-    return StepContext(
-        query_embeddings=tf.ones([2, 2]),
-        item_embeddings=encode({"item_id": item_ids}),
-        item_ids=item_ids,
+    return build_context(
+        tf.ones([2, 2]),
+        encode({"item_id": item_ids}),
+        candidate_ids=item_ids,
         features={"index_items": INDEX_ITEMS},
-        seed=tf.constant([1, 2]),
-        log_probability=SHARES.log_probability,
         encode_items=encode,
+        log_probability=SHARES.log_probability,
+        step=tf.constant(2, tf.int64),
+        seed=1,
     )
 
 
@@ -66,7 +67,7 @@ def test_an_item_outside_the_catalogue_comes_from_the_batch_alone(context):
 
 
 def test_columns_and_positives_get_the_mixture_whichever_source_made_them(context):
-    pool = build_pool([InBatch(), IndexStream(CATALOGUE, 3)], context, corrected=True)
+    (pool,) = build_pools([InBatch(), IndexStream(CATALOGUE, 3)], context, corrected=True)
     assert pool.ids.numpy().tolist() == [10, 99, 20, 10, 30, 20, 40, 20]
     assert pool.origin.numpy().tolist() == [0] * 5 + [1] * 3
     assert pool.own_rows.numpy().tolist() == [0, 1, -1, -1, -1, -1, -1, -1]
@@ -80,7 +81,7 @@ def test_without_correction_no_frequency_is_asked_for(context):
     def refuse(ids):
         raise AssertionError("asked")
 
-    pool = build_pool([InBatch()], context._replace(log_probability=refuse), corrected=False)
+    (pool,) = build_pools([InBatch()], context._replace(log_probability=refuse), corrected=False)
     assert pool.log_expected_count is None
     assert pool.positive_log_expected_count is None
 
@@ -88,9 +89,9 @@ def test_without_correction_no_frequency_is_asked_for(context):
 def test_uniform_columns_come_as_often_as_their_expected_count(context):
     source = Uniform(CATALOGUE, 8)
     drawn = [
-        build_pool(
+        build_pools(
             [InBatch(), source], context._replace(seed=tf.constant([3, step])), corrected=False
-        ).ids.numpy()[5:]
+        )[0].ids.numpy()[5:]
         for step in range(250)
     ]
     seen = np.array([(np.array(drawn) == i).sum() for i in (10, 20, 30, 40)]) / 250

@@ -89,8 +89,21 @@ class ModelConfig(Section):
 class NegativesConfig(Section):
     """Which negatives, and their correction."""
 
-    recipe: Literal["in_batch", "mixed_negative_sampling"] = "mixed_negative_sampling"
+    recipe: Literal[
+        "in_batch",
+        "mixed_negative_sampling",
+        "cross_batch_negative_sampling",
+        "mixed_cross_batch_negative_sampling",
+    ] = "mixed_negative_sampling"
     num_uniform: int = Field(2048, ge=1, description="columns drawn from the catalogue")
+    capacity: int = Field(8192, ge=1, description="items of past batches, at least a batch")
+    warmup_steps: int = Field(0, ge=0, description="steps before past items are used")
+    max_drift: float | None = Field(
+        None, gt=0, description="relative drift above which past items are not used; null: any"
+    )
+    known_positives: bool = Field(
+        False, description="leave out what the query has chosen in training, whatever its source"
+    )
     correct: CorrectionPolicy | None = "both"
     strength: float = Field(1.0, ge=0, le=1)
     remove_accidental_hits: bool | None = Field(

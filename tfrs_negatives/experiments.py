@@ -36,6 +36,13 @@ from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.train.two_tower import TwoTower
 from tfrs_negatives.types import bad_input
 
+PAST = {"capacity", "warmup_steps", "max_drift"}
+RECIPE_KEYS: dict[str, set[str]] = {
+    "in_batch": set(),
+    "mixed_negative_sampling": {"num_uniform"},
+    "cross_batch_negative_sampling": PAST,
+    "mixed_cross_batch_negative_sampling": {"num_uniform", *PAST},
+}
 OPTIMIZERS = {"adagrad": tf.keras.optimizers.Adagrad, "sparse_adam": SparseAdam}
 
 
@@ -100,11 +107,9 @@ def _build_task(config: RunConfig, data: RetrievalData, counts: np.ndarray) -> R
         options["frequency"] = ExactFrequency(data.items.ids, counts)
     elif config.negatives.frequency == "interval":
         options["frequency"] = recipes.frequency_table(data.items, method="interval")
-    if config.negatives.recipe == "in_batch":
-        return recipes.in_batch(data.items, **options)
-    return recipes.mixed_negative_sampling(
-        data.items, num_uniform=config.negatives.num_uniform, **options
-    )
+    recipe, names = config.negatives.recipe, RECIPE_KEYS[config.negatives.recipe]
+    chosen = config.negatives.model_dump(include=names)
+    return getattr(recipes, recipe)(data.items, **chosen, **options)
 
 
 def train_run(

@@ -12,7 +12,7 @@ from typing import Any
 
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.propose.frequency import StreamingFrequency
-from tfrs_negatives.propose.negatives import InBatch, Uniform
+from tfrs_negatives.propose.negatives import CrossBatch, InBatch, Uniform
 from tfrs_negatives.score.keep_masks import AccidentalHits
 from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.types import NegativeSource
@@ -58,6 +58,70 @@ def mixed_negative_sampling(
     Source: Yang et al., WWW 2020.
     """
     return _retrieval([InBatch(), Uniform(items, num_uniform)], items, options)
+
+
+def cross_batch_negative_sampling(
+    items: ItemCatalogue,
+    *,
+    capacity: int = 8192,
+    warmup_steps: int = 0,
+    max_drift: float | None = None,
+    **options: Any,
+) -> Retrieval:
+    """In-batch negatives and the items of past batches, as they were encoded then.
+
+    Args:
+        items: the catalogue, which sizes the frequency table and measures the drift.
+        capacity: how many past items, M; at least a batch.
+        warmup_steps: steps before they are used.
+        max_drift: the largest relative drift at which they are used; None does not ask.
+        **options: any keyword of `Retrieval`.
+
+    Returns:
+        The task.
+
+    Example:
+        >>> task = cross_batch_negative_sampling(ItemCatalogue([1, 2, 3]), capacity=64)
+        >>> [source.name for source in task.negatives]
+        ['in_batch', 'cross_batch']
+
+    Source: Wang et al., SIGIR 2021.
+    """
+    bank = CrossBatch(capacity, warmup_steps=warmup_steps, max_drift=max_drift, probes=items)
+    return _retrieval([InBatch(), bank], items, options)
+
+
+def mixed_cross_batch_negative_sampling(
+    items: ItemCatalogue,
+    *,
+    num_uniform: int = 8192,
+    capacity: int = 8192,
+    warmup_steps: int = 0,
+    max_drift: float | None = None,
+    **options: Any,
+) -> Retrieval:
+    """The batch, the items of past batches and items drawn uniformly, corrected as one mixture.
+
+    Args:
+        items: the catalogue to draw from.
+        num_uniform: how many uniform columns.
+        capacity: how many past items, M; at least a batch.
+        warmup_steps: steps before they are used.
+        max_drift: the largest relative drift at which they are used; None does not ask.
+        **options: any keyword of `Retrieval`.
+
+    Returns:
+        The task. The expected count of an item is (B + M) q + B' / N.
+
+    Example:
+        >>> task = mixed_cross_batch_negative_sampling(ItemCatalogue([1, 2, 3]), num_uniform=2)
+        >>> [source.name for source in task.negatives]
+        ['in_batch', 'cross_batch', 'uniform']
+
+    Source: ALG 3.2, three sources.
+    """
+    bank = CrossBatch(capacity, warmup_steps=warmup_steps, max_drift=max_drift, probes=items)
+    return _retrieval([InBatch(), bank, Uniform(items, num_uniform)], items, options)
 
 
 def _retrieval(
