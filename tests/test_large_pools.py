@@ -330,11 +330,14 @@ def test_towers_learn_the_same_through_two_pools_of_one_step(jit_compile):
 
     def dense(queries, columns, column_ids, positive):
         logits = tf.matmul(queries, columns, transpose_b=True)
-        return masked_log_sum_exp(logits, column_ids[None] != ids[:, None], origin=positive)
+        kept = (column_ids[None] != ids[:, None]) & (logits < positive[:, None] + 1.0)
+        return masked_log_sum_exp(logits, kept, origin=positive)
 
     def chunked(queries, columns, column_ids, positive):
         def keep(start, logits):
-            return tf.slice(column_ids, [start], [tf.shape(logits)[1]])[None] != ids[:, None]
+            block_ids = tf.slice(column_ids, [start], [tf.shape(logits)[1]])
+            # Of the scores too, which the towers' variables have a part in.
+            return (block_ids[None] != ids[:, None]) & (logits < positive[:, None] + 1.0)
 
         shift = tf.zeros([columns.shape[0]])
         return chunked_log_sum_exp(

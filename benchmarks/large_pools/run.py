@@ -84,12 +84,12 @@ class Problem:
         """Returns [B, w] bool: which columns are no accidental hits."""
         return tf.slice(self.ids, [start], [width])[None, :] != self.positive_ids[:, None]
 
-    def products(self, queries: tf.Tensor, columns: tf.Tensor, _: tf.Tensor) -> Any:
+    def products(self, queries: tf.Tensor, columns: tf.Tensor, _shift: tf.Tensor) -> Any:
         """The three products over all columns."""
         logits = tf.matmul(queries, columns, transpose_b=True)
         return tf.matmul(logits, columns), tf.matmul(logits, queries, transpose_a=True)
 
-    def products_in_blocks(self, queries: tf.Tensor, columns: tf.Tensor, _: tf.Tensor) -> Any:
+    def products_in_blocks(self, queries: tf.Tensor, columns: tf.Tensor, _shift: tf.Tensor) -> Any:
         """The three products of each block, and nothing else."""
         starts = range(0, self.num_columns, self.block_width)
         blocks = tf.TensorArray(tf.float32, len(starts), infer_shape=False)

@@ -25,7 +25,7 @@ def columns_within(byte_budget: int, num_rows: int) -> int:
     9 times as long. Powers of two give exactly such widths.
 
     Args:
-        byte_budget: bytes of one block of float32 logits, [num_rows, w]; a step holds up to four.
+        byte_budget: bytes of a block of logits, [num_rows, w] float32; a step holds a few at once.
         num_rows: B.
 
     Returns:
@@ -68,7 +68,8 @@ def chunked_log_sum_exp(
             scalar. It is asked once in each pass and must answer the same: let it close over
             tensors, not over variables. No gradient flows through it. None keeps all.
         origin: [B] float32, subtracted.
-        block_width: columns of a block, see `columns_within`; the last one may be narrower.
+        block_width: columns of a block, see `columns_within`. The last one has the rest, which may be
+            none.
         stale_from: from this column on neither the columns nor their shift get a gradient, and the
             backward pass leaves them out. None gives one to all.
 
