@@ -68,8 +68,8 @@ def chunked_log_sum_exp(
             scalar. It is asked once in each pass and must answer the same: let it close over
             tensors, not over variables. No gradient flows through it. None keeps all.
         origin: [B] float32, subtracted.
-        block_width: columns of a block, see `columns_within`. The last one has the rest, which may be
-            none.
+        block_width: columns of a block, see `columns_within`. The last one has the rest, which
+            may be none.
         stale_from: from this column on neither the columns nor their shift get a gradient, and the
             backward pass leaves them out. None gives one to all.
 
