@@ -51,13 +51,14 @@ class KnownPositives(Part):
 
     A pair costs 8 bytes and a query 16, however often the event repeats. Columns shared by all rows
     are grouped by item, and only the cells to drop are written; columns of their own for each row
-    are searched for in the row's history.
+    are searched for in the table of pairs.
 
     Args:
         history: the log of E events that may be known in training, never the test part.
         items: the catalogue of N items.
         static_shapes: pad every history to the longest one, and give every tensor a shape that
-            XLA (`jit_compile=True`) can compile. Without, memory follows the batch's own histories.
+            XLA (`jit_compile=True`) can compile. Without, memory follows the batch's own histories,
+            and outside XLA it is faster.
 
     Raises:
         InputError: if the history has no `query_key`, an item that the catalogue does not have, or
@@ -89,13 +90,15 @@ class KnownPositives(Part):
         # One more query with no history, the row of those that are not known.
         starts = np.append(starts, len(pairs.codes))
         self.longest = int(np.diff(starts).max())
+        order = np.argsort(items.keys, kind="stable")
         # Eager constants: a traced function captures them by reference instead of copying them.
-        # One entry more than there are, so that a search may end after the last one.
-        end = np.iinfo(np.int64).max
         with tf.init_scope():
             self._starts = tf.constant(starts, tf.int64)
-            self._codes = tf.constant(np.append(pairs.codes, end))
-            self._query_keys = tf.constant(np.append(pairs.query_keys, end))
+            self._codes = _sorted_table(pairs.codes)
+            self._query_keys = _sorted_table(pairs.query_keys)
+            self._item_keys = _sorted_table(items.keys[order])
+            # A key that is not there is item N, the row of the columns that hold no item.
+            self._item_order = tf.constant(np.append(order, len(items)), tf.int64)
 
     def keep(self, scores: Logits, pool: CandidatePool, context: StepContext) -> tf.Tensor:
         """Returns [B, C] bool.
@@ -116,10 +119,13 @@ class KnownPositives(Part):
         Returns:
             [B, C] bool, True for a pair of the history.
         """
-        rows = self._query_rows(to_keys(queries))
-        columns = self.items.rows(ids, unknown=len(self.items))
+        rows = self._places(self._query_keys, to_keys(queries))
+        columns = tf.gather(self._item_order, self._places(self._item_keys, to_keys(ids)))
         if ids.shape.rank == 2:
-            return self._found(rows, columns)
+            # An item outside the catalogue must not read as the first one of the next query.
+            wanted = (rows * len(self.items))[:, None] + columns
+            found = self._places(self._codes, wanted) < tf.shape(self._codes, tf.int64)[0] - 1
+            return found & (columns < len(self.items))
         return (
             self._cells_padded(rows, columns) if self.static_shapes else self._cells(rows, columns)
         )
@@ -137,13 +143,15 @@ class KnownPositives(Part):
             raise bad_input(name, f"{kind}, as in the history", f"dtype {queries.dtype.name}")
         return queries
 
-    def _query_rows(self, keys: tf.Tensor) -> tf.Tensor:
-        """Returns [B] int64, `num_queries` for a query without history."""
-        low = tf.zeros_like(keys)
-        last = low + self.num_queries
-        place = _lower_bound(self._query_keys, keys, low, last, self.num_queries)
-        known = (place < last) & (tf.gather(self._query_keys, place) == keys)
-        return tf.where(known, place, last)
+    def _places(self, table: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
+        """Returns [...] int64: where in the table each number is, the end for one that is not."""
+        if self.static_shapes:
+            place = _bisect(table, wanted)
+        else:
+            flat = tf.searchsorted(table, tf.reshape(wanted, [-1]), out_type=tf.int64)
+            place = tf.reshape(flat, tf.shape(wanted))
+        end = tf.shape(table, tf.int64)[0] - 1
+        return tf.where(tf.gather(table, place) == wanted, place, end)
 
     def _histories(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         start = tf.gather(self._starts, rows)
@@ -180,17 +188,6 @@ class KnownPositives(Part):
         nothing = tf.zeros([num_rows, width + 1], tf.bool)
         marks = tf.tensor_scatter_nd_update(nothing, tf.stack([row, column], -1), inside)
         return tf.gather(marks, tf.gather(standing, columns), axis=1)
-
-    def _found(self, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-        """Searches each row's columns [B, C] in the row's history."""
-        # An item outside the catalogue must not read as the first one of the next query.
-        columns = tf.where(columns == len(self.items), tf.constant(-1, tf.int64), columns)
-        wanted = (rows * len(self.items))[:, None] + columns
-        start, length = (
-            tf.broadcast_to(x[:, None], tf.shape(wanted)) for x in self._histories(rows)
-        )
-        place = _lower_bound(self._codes, wanted, start, start + length, self.longest)
-        return (place < start + length) & (tf.gather(self._codes, place) == wanted)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the catalogue and the pairs, packed as text; about 3 bytes a pair."""
@@ -249,13 +246,14 @@ def _ranges(start: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return number, places + tf.gather(shift, number)
 
 
-def _lower_bound(
-    table: tf.Tensor, wanted: tf.Tensor, low: tf.Tensor, high: tf.Tensor, longest: int
-) -> tf.Tensor:
-    """The first place of [low, high) where the sorted table is not below `wanted`, else `high`.
+def _sorted_table(numbers: np.ndarray) -> tf.Tensor:
+    """Sorted int64 and one more, so that a search may end after the last one."""
+    return tf.constant(np.append(numbers, np.iinfo(np.int64).max))
 
-    `tf.searchsorted` compares everything with everything under XLA; this halves a range there too.
-    """
+
+def _bisect(table: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
+    """What `tf.searchsorted` answers; compiled by XLA that would compare all with all."""
+    last = table.shape[0] - 1
 
     def halve(number: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, ...]:
         middle = (low + high) // 2
@@ -263,8 +261,9 @@ def _lower_bound(
         return number + 1, tf.where(below, middle + 1, low), tf.where(below, high, middle)
 
     # A loop and not a row of operations, which XLA would fuse and compute again in each of them.
-    rounds = longest.bit_length()
-    return tf.while_loop(lambda number, *_: number < rounds, halve, (0, low, high))[1]
+    low = tf.zeros_like(wanted)
+    rounds = last.bit_length()
+    return tf.while_loop(lambda number, *_: number < rounds, halve, (0, low, low + last))[1]
 
 
 def _pack(numbers: np.ndarray) -> str:
