@@ -126,9 +126,8 @@ class KnownPositives(Part):
             wanted = (rows * len(self.items))[:, None] + columns
             found = self._places(self._codes, wanted) < tf.shape(self._codes, tf.int64)[0] - 1
             return found & (columns < len(self.items))
-        return (
-            self._cells_padded(rows, columns) if self.static_shapes else self._cells(rows, columns)
-        )
+        cells = self._cells_padded if self.static_shapes else self._cells
+        return cells(rows, columns)
 
     def _queries_of(self, context: StepContext, batch: tf.TensorShape) -> tf.Tensor:
         name = f"features[{self.query_key!r}]"
