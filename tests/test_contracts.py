@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 import tfrs_negatives
+from tfrs_negatives.datasets import Interactions
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.propose.drift import FeatureDrift
 from tfrs_negatives.propose.frequency import ExactFrequency, StreamingFrequency
@@ -31,7 +32,8 @@ from tfrs_negatives.propose.negatives import (
 )
 from tfrs_negatives.propose.negatives.catalogue_draws import CatalogueDraws, CountedDraws
 from tfrs_negatives.score.affinity import Affinity, ItemBias
-from tfrs_negatives.score.keep_masks import AccidentalHits
+from tfrs_negatives.score.keep_masks import AccidentalHits, ScoreMargin
+from tfrs_negatives.score.known_positives import KnownPositives
 from tfrs_negatives.train.hard_negatives import Hardest
 from tfrs_negatives.train.losses import EasyHardMixture, SampledSoftmax, masked_log_sum_exp
 from tfrs_negatives.train.step_report import StepReport
@@ -50,6 +52,10 @@ COUNTS = np.arange(N) + 1.0
 # Padded, with the row's positive, a batch item and a copy among them.
 REJECTED = np.array([[1, 4, 2], [4, 5, -1], [8, 8, 2], [3, -1, -1], [9, 0, 1], [-1, 6, -1]])
 HALVE = tf.keras.optimizers.schedules.ExponentialDecay(1.0, 2, 0.5)
+# Users 0 to 2 have chosen their own positive and one more item, the others nothing.
+HISTORY = Interactions(
+    {"user_id": np.array([0, 0, 1, 1, 2, 2])}, np.array([1, 0, 4, 9, 4, 3]), query_key="user_id"
+)
 
 
 def exact():
@@ -98,6 +104,9 @@ PARTS = {
     "Affinity": lambda: {"similarity": "cosine", "temperature": 0.2, "learn_temperature": True},
     "ItemBias": lambda: {"item_bias": ItemBias(np.arange(N), COUNTS)},
     "AccidentalHits": lambda: {"masks": [AccidentalHits()]},
+    "AccidentalHits several": lambda: {"masks": [AccidentalHits(more_positives="liked")]},
+    "KnownPositives": lambda: {"masks": [KnownPositives(HISTORY, CATALOGUE, static_shapes=True)]},
+    "ScoreMargin": lambda: {"masks": [ScoreMargin(-0.5)]},
     "Hardest": lambda: {"miners": [Hardest(2)]},
     "SampledSoftmax": lambda: {"loss": SampledSoftmax()},
 }
@@ -130,6 +139,8 @@ def call(task, queries=QUERIES, items=ITEMS, ids=IDS, corpus=CORPUS, **options):
         features={
             "index_items": CATALOGUE.gather(tf.constant([4, 0, 4, 8])),
             "rejected": tf.constant(REJECTED)[: tf.shape(ids)[0]],
+            "user_id": tf.range(tf.shape(ids)[0]),
+            "liked": tf.stack([(ids + 1) % N, -tf.ones_like(ids)], axis=1),
         },
         encode_items=lambda features: encode_items(features, corpus),
         **{"training": False, **options},
@@ -305,7 +316,7 @@ def test_duplicates_of_the_positive_everywhere(part):
     ids = np.full(B, 4)
     loss, gradients = loss_and_gradients(build(part), ids=ids)
     assert np.isfinite(float(loss))
-    assert float(loss) > 0 or part == "AccidentalHits"
+    assert float(loss) > 0 or part.startswith("AccidentalHits")
     for gradient in gradients:
         assert np.isfinite(gradient).all()
 

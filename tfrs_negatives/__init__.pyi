@@ -29,6 +29,8 @@ from .propose.negatives import Uniform as Uniform
 from .propose.negatives import Weighted as Weighted
 from .score.affinity import ItemBias as ItemBias
 from .score.keep_masks import AccidentalHits as AccidentalHits
+from .score.keep_masks import ScoreMargin as ScoreMargin
+from .score.known_positives import KnownPositives as KnownPositives
 from .train import losses as losses
 from .train.hard_negatives import Hardest as Hardest
 from .train.task import Retrieval as Retrieval

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
+from tfrs_negatives.encode.id_lists import keys_of_rows
 from tfrs_negatives.types import EMPTY_ID, CandidatePool, Logits, Mask, Part, StepContext, bad_input
 
 
@@ -19,17 +22,99 @@ class AccidentalHits(Part):
     copies are what gives the positive its share of the denominator: masked, a popular positive
     counts for 1 / c of itself, and with many draws the softmax is over the other items only.
 
+    Args:
+        more_positives: name of a batch column with more positives of each row, every one of which
+            is tested: [B, P] integers or strings, filled up with -1, "" or `EMPTY_ID`, or a
+            `tf.RaggedTensor`. Time grows with P, memory does not.
+
+    Raises:
+        InputError: if a batch lacks the column, or it is not [B, P] integers or strings.
+
     Example:
-        >>> AccidentalHits().get_config()
-        {}
+        >>> AccidentalHits(more_positives="also_bought").get_config()
+        {'more_positives': 'also_bought'}
 
     Source: every in-batch method assumes it; ALG 14.3, rule 1.
     """
 
+    def __init__(self, *, more_positives: str | None = None) -> None:
+        self.more_positives = more_positives
+
     def keep(self, scores: Logits, pool: CandidatePool, context: StepContext) -> tf.Tensor:
         """Returns [B, C] bool."""
-        same = pool.ids == context.positive_ids[:, None]
-        return ~same | (pool.ids == EMPTY_ID)
+        hits = _holds(pool, context.positive_ids)
+        if self.more_positives is None:
+            return ~hits
+        more = keys_of_rows(context.features, self.more_positives, scores.positive.shape[0])
+
+        # One [B, C] at a time: all comparisons at once would be [B, C, P].
+        def one_more(number: tf.Tensor, hits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return number + 1, hits | _holds(pool, more[:, number])
+
+        count = tf.shape(more)[1]
+        return ~tf.while_loop(lambda number, _: number < count, one_more, (0, hits))[1]
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {"more_positives": self.more_positives}
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class ScoreMargin(Part):
+    """Drops a column that scores too close to the row's positive, or above it.
+
+        keep(i, j) = score_ij <= score_i+ - absolute
+                     and score_ij <= score_i+ - relative |score_i+|
+
+    A column that the model itself takes for as good as the positive is a likely false negative. A
+    margin below zero lets a column score that much above the positive. The scores are those before
+    the correction, similarity / temperature plus item bias, so `absolute` is in nats: a margin m of
+    the similarity is m / temperature here.
+
+    Args:
+        absolute: distance that a negative must keep, in the unit of the scores.
+        relative: the same as a share of the positive's size; 0.05 asks for 95% of a positive score.
+
+    Raises:
+        InputError: if neither is given, or one is not finite.
+
+    Example:
+        >>> scores = Logits(tf.constant([2.0]), tf.constant([[1.0, 1.9, 2.5]]), None)
+        >>> ScoreMargin(relative=0.1).keep(scores, None, None).numpy()
+        array([[ True, False, False]])
+
+    Source: `mine_hard_negatives` of sentence-transformers, arguments `absolute_margin` and
+        `relative_margin`; ALG 14.3, rule 3. There it chooses hard negatives once, here in a step.
+    """
+
+    def __init__(self, absolute: float | None = None, relative: float | None = None) -> None:
+        if absolute is None and relative is None:
+            raise bad_input("absolute", "a number, or one for `relative`", None)
+        for name, margin in (("absolute", absolute), ("relative", relative)):
+            if margin is not None and not math.isfinite(margin):
+                raise bad_input(name, "a finite number", margin)
+        self.absolute, self.relative = absolute, relative
+
+    def keep(self, scores: Logits, pool: CandidatePool, context: StepContext) -> tf.Tensor:
+        """Returns [B, C] bool, without gradient."""
+        # In float32: half precision would round the margin away beside a large score.
+        positive = tf.cast(scores.positive, tf.float32)
+        # Both count, so the larger distance does.
+        distances = [] if self.absolute is None else [tf.fill(tf.shape(positive), self.absolute)]
+        if self.relative is not None:
+            distances.append(self.relative * tf.abs(positive))
+        limit = positive - tf.reduce_max(tf.stack(distances), axis=0)
+        # Not `<=`: a score that is NaN must reach the loss and be seen there.
+        return ~(tf.cast(scores.negatives, tf.float32) > limit[:, None])
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {"absolute": self.absolute, "relative": self.relative}
+
+
+def _holds(pool: CandidatePool, ids: tf.Tensor) -> tf.Tensor:
+    """Returns [B, C] bool: whether the column holds the id [B] of the row; an empty one never."""
+    return (pool.ids == ids[:, None]) & (pool.ids != EMPTY_ID)
 
 
 def apply_masks(
