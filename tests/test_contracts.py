@@ -366,6 +366,23 @@ def test_a_batch_of_any_size(part):
         np.testing.assert_allclose(step(*batch), expected, rtol=1e-5, atol=1e-7)
 
 
+@every_part
+@pytest.mark.parametrize("budget", [48, 200], ids=["blocks of 2", "blocks of 8"])
+def test_in_blocks_equals_at_once(part, budget):
+    at_once, in_blocks = build(part), build(part, logits_budget=budget)
+    for _ in range(3):
+        weights = np.arange(B).astype(np.float32)
+        expected, expected_gradients = loss_and_gradients(
+            at_once, sample_weight=weights, training=True
+        )
+        loss, gradients = loss_and_gradients(in_blocks, sample_weight=weights, training=True)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+        for received, wanted in zip(gradients, expected_gradients, strict=True):
+            np.testing.assert_allclose(received, wanted, atol=1e-5)
+    for received, wanted in zip(in_blocks.variables, at_once.variables, strict=True):
+        np.testing.assert_allclose(received, wanted, rtol=1e-5)
+
+
 # ------------------------------------------------------------------ save and resume
 
 

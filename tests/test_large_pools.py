@@ -67,7 +67,7 @@ def differentiated(queries, columns, shift, origin, keep, block_width, stale_fro
     inputs = [queries, columns, shift, origin]
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        some, value = chunked_log_sum_exp(
+        (some, value), num_kept = chunked_log_sum_exp(
             *inputs[:3],
             keep=by_mask(keep),
             origin=origin,
@@ -75,6 +75,8 @@ def differentiated(queries, columns, shift, origin, keep, block_width, stale_fro
             stale_from=stale_from,
         )
         loss = tf.reduce_sum(value * tf.cast(1 + tf.range(tf.shape(value)[0]), tf.float32))
+    if keep is not None:
+        tf.debugging.assert_equal(num_kept, tf.reduce_sum(tf.cast(keep, tf.float32)))
     return some, value, tape.gradient(loss, inputs)
 
 
@@ -161,8 +163,11 @@ def test_it_is_the_dense_log_sum_of_a_larger_pool():
 def test_without_a_mask_every_column_is_kept():
     arrays, keep = draw(4, 7)
     everything = slow(*arrays, np.ones_like(keep), upstream_of(4))
-    some, value = chunked_log_sum_exp(*arrays[:3], keep=None, origin=arrays[3], block_width=3)
+    (some, value), num_kept = chunked_log_sum_exp(
+        *arrays[:3], keep=None, origin=arrays[3], block_width=3
+    )
     assert some.numpy().all()
+    assert float(num_kept) == 4 * 7
     np.testing.assert_allclose(value, everything[1], rtol=1e-5)
 
 
@@ -281,7 +286,7 @@ def test_keep_is_asked_for_each_block_with_its_logits():
 
     with tf.GradientTape() as tape:
         tape.watch(inputs := tf.constant(queries))
-        _, value = chunked_log_sum_exp(
+        (_, value), _ = chunked_log_sum_exp(
             inputs, columns, shift, keep=keep, origin=origin, block_width=3
         )
     tape.gradient(value, inputs)
@@ -299,7 +304,7 @@ def test_a_bias_is_trained_through_the_shift():
     table = tf.Variable(np.linspace(-1, 1, 5), dtype=tf.float32)
     with tf.GradientTape() as tape:
         shift = tf.gather(table, items) - 0.5
-        _, value = chunked_log_sum_exp(
+        (_, value), _ = chunked_log_sum_exp(
             *arrays[:2], shift, keep=by_mask(keep), origin=arrays[3], block_width=3
         )
         loss = tf.reduce_sum(value * upstream_of(4))
@@ -342,7 +347,7 @@ def test_towers_learn_the_same_through_two_pools_of_one_step(jit_compile):
         shift = tf.zeros([columns.shape[0]])
         return chunked_log_sum_exp(
             queries, columns, shift, keep=keep, origin=positive, block_width=4
-        )
+        )[0]
 
     @tf.function(jit_compile=jit_compile)
     def gradients(log_sum_exp):
@@ -363,7 +368,7 @@ def test_a_second_derivative_is_refused():
         outer.watch(queries)
         with tf.GradientTape() as inner:
             inner.watch(queries)
-            _, value = chunked_log_sum_exp(
+            (_, value), _ = chunked_log_sum_exp(
                 queries, *arrays[1:3], keep=by_mask(keep), origin=arrays[3], block_width=2
             )
         first = inner.gradient(value, queries)
@@ -381,7 +386,7 @@ def test_no_step_holds_more_than_a_block():
     def differentiate(*inputs):
         with tf.GradientTape() as tape:
             tape.watch(inputs)
-            _, value = chunked_log_sum_exp(
+            (_, value), _ = chunked_log_sum_exp(
                 *inputs,
                 keep=lambda start, logits: logits < 9,
                 origin=arrays[3],

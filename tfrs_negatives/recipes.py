@@ -116,12 +116,12 @@ def mixed_cross_batch_negative_sampling(
     Example:
         >>> task = mixed_cross_batch_negative_sampling(ItemCatalogue([1, 2, 3]), num_uniform=2)
         >>> [source.name for source in task.negatives]
-        ['in_batch', 'cross_batch', 'uniform']
+        ['in_batch', 'uniform', 'cross_batch']
 
     Source: ALG 3.2, three sources.
     """
     bank = CrossBatch(capacity, warmup_steps=warmup_steps, max_drift=max_drift, probes=items)
-    return _retrieval([InBatch(), bank, Uniform(items, num_uniform)], items, options)
+    return _retrieval([InBatch(), Uniform(items, num_uniform), bank], items, options)
 
 
 def _retrieval(

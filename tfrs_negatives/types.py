@@ -91,12 +91,14 @@ class Candidates(NamedTuple):
         filled: [n] or [B, n] bool, False for a slot that holds nothing and must never count.
         own_rows: [n] int32, the row of which this column *is* the positive, -1 for none; None where
             no column is anybody's.
+        stale: whether the embeddings are of the past, so that no gradient is wanted.
     """
 
     ids: tf.Tensor
     embeddings: tf.Tensor
     filled: tf.Tensor
     own_rows: tf.Tensor | None = None
+    stale: bool = False
 
 
 class CandidatePool(NamedTuple):
@@ -116,6 +118,7 @@ class CandidatePool(NamedTuple):
             on average; None where no correction is made.
         positive_log_expected_count: [B] float32, the same for the positive of each row.
         log_weight: [C] float32 in nats, added to the logits; None where no source is weighted.
+        num_fresh: scalar int32; from this column on all are stale.
     """
 
     ids: tf.Tensor
@@ -126,6 +129,7 @@ class CandidatePool(NamedTuple):
     log_expected_count: tf.Tensor | None
     positive_log_expected_count: tf.Tensor | None
     log_weight: tf.Tensor | None = None
+    num_fresh: tf.Tensor | None = None
 
 
 class Logits(NamedTuple):
@@ -143,6 +147,19 @@ class Logits(NamedTuple):
     negatives: tf.Tensor
     keep: tf.Tensor
     explicit: tf.Tensor | bool = False
+
+
+class Margin(NamedTuple):
+    """By how much the log-sum of each row's negatives exceeds its positive.
+
+    Attributes:
+        some: [B] bool, whether the row has a negative at all.
+        value: [B] float32, log-sum-exp of the negatives - logit of the positive; 0 where it has
+            none.
+    """
+
+    some: tf.Tensor
+    value: tf.Tensor
 
 
 class StepContext(NamedTuple):
@@ -238,6 +255,14 @@ class LossFunction(Protocol):
 
     def __call__(self, logits: Logits) -> tf.Tensor:
         """Returns [B] float32; 0 for a row without any negative."""
+
+
+@runtime_checkable
+class SoftmaxLoss(LossFunction, Protocol):
+    """A loss that needs no single logit, only their log-sums."""
+
+    def of_margins(self, shared: Margin, own: Margin | None) -> tf.Tensor:
+        """Returns [B] float32 from the shared columns and each row's own, None without these."""
 
 
 class RetrievalModel(Protocol):

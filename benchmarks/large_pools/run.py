@@ -130,7 +130,7 @@ class Problem:
         inputs = [queries, columns, shift]
         with tf.GradientTape() as tape:
             tape.watch(inputs)
-            _, value = chunked_log_sum_exp(
+            (_, value), _ = chunked_log_sum_exp(
                 *inputs,
                 keep=lambda start, logits: self.keep(start, tf.shape(logits)[1]),
                 origin=self.origin,

@@ -81,7 +81,11 @@ def _join(
         own = [p.source.log_expected_count(p.candidates.ids, context) for p in proposals]
         counts = tf.concat(own, axis=-1)
     weights = _log_weights(proposals, widths, context)
-    return CandidatePool(ids, vectors, filled, own_rows, origin, counts, positives, weights)
+    last = max((n for n, c in enumerate(candidates, 1) if not c.stale), default=0)
+    num_fresh = tf.reduce_sum(tf.concat([[0], *widths[:last]], axis=0))
+    return CandidatePool(
+        ids, vectors, filled, own_rows, origin, counts, positives, weights, num_fresh
+    )
 
 
 def _log_weights(
@@ -119,13 +123,12 @@ def mixture_log_expected_count(
     return counts[0] if len(counts) == 1 else tf.reduce_logsumexp(tf.stack(counts), axis=0)
 
 
-def slice_columns(pool: CandidatePool, start: tf.Tensor, width: int) -> CandidatePool:
+def slice_columns(pool: CandidatePool, start: tf.Tensor, width: tf.Tensor) -> CandidatePool:
     """Returns `width` of the shared columns of a pool, from `start` on."""
-    columns = pool._replace(positive_log_expected_count=None)
-    sliced = [None if x is None else x[start : start + width] for x in columns]
-    return CandidatePool(*sliced)._replace(
-        positive_log_expected_count=pool.positive_log_expected_count
-    )
+    whole = {"positive_log_expected_count": None, "num_fresh": None}
+    columns = pool._replace(**whole)
+    sliced = CandidatePool(*(None if x is None else x[start : start + width] for x in columns))
+    return sliced._replace(**{name: getattr(pool, name) for name in whole})
 
 
 def _fold_in(seed: tf.Tensor, number: int) -> tf.Tensor:

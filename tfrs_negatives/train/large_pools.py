@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from tfrs_negatives.types import bad_input
+from tfrs_negatives.types import Margin, bad_input
 
 KeepBlock: TypeAlias = "Callable[[tf.Tensor, tf.Tensor], tf.Tensor]"
 
@@ -48,7 +48,7 @@ def chunked_log_sum_exp(
     origin: tf.Tensor,
     block_width: int,
     stale_from: tf.Tensor | int | None = None,
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> tuple[Margin, tf.Tensor]:
     """`masked_log_sum_exp` of logits that are never there all at once.
 
         value_i = log sum_{j kept} exp(<queries_i, columns_j> + shift_j) - origin_i
@@ -74,19 +74,22 @@ def chunked_log_sum_exp(
             backward pass leaves them out. None gives one to all.
 
     Returns:
-        Whether the row has any kept column, [B] bool, and the value, [B] float32, 0 where it has
-        not; the gradient is 0 there. A logit of minus infinity counts as not kept.
+        Whether each row has any kept column, and the value; and how many columns were kept over all
+        rows, scalar float32. The gradient of a row without any is 0. A logit of minus infinity
+        counts as not kept, but for the number.
 
     Raises:
         InputError: if a block has no columns.
         LookupError: if a second derivative is asked for.
 
     Example:
-        >>> some, value = chunked_log_sum_exp(
+        >>> margin, num_kept = chunked_log_sum_exp(
         ...     tf.zeros([2, 3]), tf.zeros([5, 3]), tf.zeros([5]), block_width=2,
         ...     origin=tf.zeros([2]), keep=lambda start, logits: logits >= [[0.0], [1.0]])
-        >>> some.numpy().tolist(), round(float(value[0]), 4)     # log 5
+        >>> margin.some.numpy().tolist(), round(float(margin.value[0]), 4)     # log 5
         ([True, False], 1.6094)
+        >>> float(num_kept)
+        5.0
 
     Source: the online softmax of Milakov and Gimelshein, 2018; Dao et al., NeurIPS 2022
         (FlashAttention), for the passes; ALG 13.1.
@@ -97,11 +100,11 @@ def chunked_log_sum_exp(
     @tf.custom_gradient
     def reduce(queries: tf.Tensor, columns: tf.Tensor, shift: tf.Tensor) -> tuple[Any, Any]:
         blocks = _Blocks(queries, columns, shift, keep, block_width)
-        peak, total, weighted = blocks.reduce()
+        peak, total, weighted, num_kept = blocks.reduce()
         some = _any_kept(peak, total)
         total = tf.where(some, total, 1.0)
 
-        def gradient(_peak: tf.Tensor, upstream: tf.Tensor) -> list[tf.Tensor]:
+        def gradient(_peak: tf.Tensor, upstream: tf.Tensor, _kept: tf.Tensor) -> list[tf.Tensor]:
             # Divided by the total here, where it is [B], and not in each block.
             scale = tf.where(some, upstream / total, 0.0)[:, None]
             by_column = blocks.column_gradients(peak, scale, stale_from)
@@ -109,12 +112,13 @@ def chunked_log_sum_exp(
             # A second derivative would take the sums above for constants.
             return [tf.raw_ops.PreventGradient(input=g, message=NO_SECOND) for g in gradients]
 
-        return (peak, tf.math.log(total)), gradient
+        return (peak, tf.math.log(total), num_kept), gradient
 
-    peak, log_total = reduce(queries, columns, shift)
+    peak, log_total, num_kept = reduce(queries, columns, shift)
     some = _any_kept(peak, log_total)
     # As in `masked_log_sum_exp`: the difference is small where both are large.
-    return some, tf.where(some, tf.stop_gradient(peak) - origin, 0.0) + log_total
+    value = tf.where(some, tf.stop_gradient(peak) - origin, 0.0) + log_total
+    return Margin(some, value), tf.stop_gradient(num_kept)
 
 
 def _any_kept(peak: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
@@ -139,13 +143,14 @@ class _Blocks:
         # One more dimension carries the shift, and its gradient, through the products.
         self.queries = tf.concat([queries, tf.ones_like(queries[:, :1])], axis=1)
 
-    def reduce(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns peak [B], sum of exp(logit - peak) [B], and that sum weighted by column [B, D].
+    def reduce(self) -> tuple[tf.Tensor, ...]:
+        """Returns peak [B], sum of exp(logit - peak) [B], that sum weighted by column [B, D], and
+        the number of kept columns.
 
         The sums of a row of which nothing is kept are without meaning.
         """
         empty = tf.zeros_like(self.queries[:, 0])
-        state = empty + LOWEST, empty, tf.zeros_like(self.queries[:, :-1])
+        state = empty + LOWEST, empty, tf.zeros_like(self.queries[:, :-1]), tf.zeros([])
         full, rest = self._split(_length(self.columns))
         _, *state = tf.while_loop(
             lambda number, *_: number < full,
@@ -165,16 +170,20 @@ class _Blocks:
         peak: tf.Tensor,
         total: tf.Tensor,
         weighted: tf.Tensor,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        num_kept: tf.Tensor,
+    ) -> tuple[tf.Tensor, ...]:
         columns, logits, kept = self._block(start, width)
         if kept is not None:
             logits = tf.where(kept, logits, LOWEST)
+        counted = tf.ones_like(logits) if kept is None else tf.cast(kept, tf.float32)
+        num_kept += tf.reduce_sum(counted)
         # While nothing was kept the weights are exp(0); they fade to 0 at the first kept logit.
         higher = tf.maximum(peak, tf.reduce_max(logits, axis=1))
         fade = tf.exp(peak - higher)
         weights = tf.exp(logits - higher[:, None])
         total = total * fade + tf.reduce_sum(weights, axis=1)
-        return higher, total, weighted * fade[:, None] + tf.matmul(weights, columns)
+        weighted = weighted * fade[:, None] + tf.matmul(weights, columns)
+        return higher, total, weighted, num_kept
 
     def column_gradients(
         self, peak: tf.Tensor, scale: tf.Tensor, stale_from: tf.Tensor | int | None

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfrs_negatives.types import Logits, Part, bad_input
+from tfrs_negatives.types import Logits, Margin, Part, bad_input
 
 # What a masked logit becomes for losses and metrics of Keras, which know no mask.
 MASKED_LOGIT = tf.float32.min / 100.0
@@ -34,9 +34,12 @@ class SampledSoftmax(Part):
 
     def __call__(self, logits: Logits) -> tf.Tensor:
         """Returns [B] float32."""
-        return softmax_loss(
-            *masked_log_sum_exp(logits.negatives, logits.keep, origin=logits.positive)
-        )
+        negatives, keep, positive = logits.negatives, logits.keep, logits.positive
+        return softmax_loss(masked_log_sum_exp(negatives, keep, origin=positive))
+
+    def of_margins(self, shared: Margin, own: Margin | None) -> tf.Tensor:
+        """The same from the log-sums of the shared columns and of each row's own, [B] float32."""
+        return softmax_loss(shared if own is None else _together(shared, own))
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
@@ -77,30 +80,40 @@ class EasyHardMixture(Part):
             masked_log_sum_exp(logits.negatives, logits.keep & kind, origin=logits.positive)
             for kind in (~explicit, explicit)
         )
-        share = tf.where(hard[0], tf.where(easy[0], self.hard_share, 1.0), 0.0)
-        return (1.0 - share) * softmax_loss(*easy) + share * softmax_loss(*hard)
+        return self.of_margins(easy, hard)
+
+    def of_margins(self, shared: Margin, own: Margin | None) -> tf.Tensor:
+        """The same from the log-sums of the shared columns and of each row's own, [B] float32."""
+        if own is None:
+            return softmax_loss(shared)
+        share = tf.where(own.some, tf.where(shared.some, self.hard_share, 1.0), 0.0)
+        return (1.0 - share) * softmax_loss(shared) + share * softmax_loss(own)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {"hard_share": self.hard_share}
 
 
-def softmax_loss(some: tf.Tensor, margin: tf.Tensor) -> tf.Tensor:
-    """Minus the log share of a positive that the log-sum of its negatives exceeds by `margin`.
+def softmax_loss(margin: Margin) -> tf.Tensor:
+    """Minus the log share of the positive among itself and its negatives.
 
     Args:
-        some: [B] bool, whether the row has a negative at all.
-        margin: [B] float32, log-sum-exp of the negatives - logit of the positive.
+        margin: of the negatives over the positive.
 
     Returns:
-        [B] float32, softplus(margin); 0 with gradient 0 for a row without negatives.
+        [B] float32, softplus(value); 0 with gradient 0 for a row without negatives.
     """
-    return tf.where(some, tf.math.softplus(margin), 0.0)
+    return tf.where(margin.some, tf.math.softplus(margin.value), 0.0)
 
 
-def masked_log_sum_exp(
-    logits: tf.Tensor, keep: tf.Tensor, *, origin: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _together(one: Margin, other: Margin) -> Margin:
+    # A value of 0 that stands for no negatives must not count.
+    values = tf.stack([tf.where(m.some, m.value, tf.float32.min) for m in (one, other)], axis=1)
+    some = one.some | other.some
+    return Margin(some, tf.where(some, tf.reduce_logsumexp(values, axis=1), 0.0))
+
+
+def masked_log_sum_exp(logits: tf.Tensor, keep: tf.Tensor, *, origin: tf.Tensor) -> Margin:
     """Log-sum-exp over the kept columns of each row, as its distance from a number of the row.
 
     Args:
@@ -109,8 +122,7 @@ def masked_log_sum_exp(
         origin: [B] float32, subtracted.
 
     Returns:
-        Whether the row has any kept column, [B] bool, and the value, [B] float32, 0 where it has
-        not.
+        Whether each row has any kept column, and the value.
     """
     lowest = logits.dtype.min
     kept = tf.where(keep, logits, lowest)
@@ -121,7 +133,7 @@ def masked_log_sum_exp(
     total = tf.where(some, tf.reduce_sum(weights, axis=1), 1.0)
     # Peak and origin first: their difference is small where both are large, the rest is rounded.
     # The `where` keeps the gradient of an empty row at 0.
-    return some, tf.where(some, peak - origin, 0.0) + tf.math.log(total)
+    return Margin(some, tf.where(some, peak - origin, 0.0) + tf.math.log(total))
 
 
 def one_hot_labels(logits: Logits, *, own_rows: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:

@@ -15,11 +15,12 @@ from tfrs_negatives.encode.across_replicas import all_rows
 from tfrs_negatives.propose.negatives import InBatch
 from tfrs_negatives.propose.pool import build_pools
 from tfrs_negatives.score.affinity import Affinity, ItemBias
-from tfrs_negatives.score.keep_masks import AccidentalHits, apply_masks
-from tfrs_negatives.score.log_q import correct_logits
+from tfrs_negatives.score.keep_masks import AccidentalHits
 from tfrs_negatives.train.context import build_context
 from tfrs_negatives.train.hard_negatives import Hardest
-from tfrs_negatives.train.losses import SampledSoftmax, one_hot_labels
+from tfrs_negatives.train.losses import SampledSoftmax
+from tfrs_negatives.train.metrics import labels_and_scores, update_factorized_metrics
+from tfrs_negatives.train.pool_logits import Scorer, loss_within_budget
 from tfrs_negatives.train.step_report import StepReport
 from tfrs_negatives.types import (
     CandidatePool,
@@ -33,6 +34,7 @@ from tfrs_negatives.types import (
     NegativeSource,
     RememberingSource,
     Similarity,
+    SoftmaxLoss,
     StepContext,
     bad_input,
 )
@@ -67,6 +69,9 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         similarity: "dot" or "cosine".
         learn_temperature: train the temperature, starting at `temperature`.
         item_bias: an `ItemBias` that is part of the score.
+        logits_budget: bytes that the logits [B, C] may take, 4 each. Beyond, the loss is computed
+            in blocks of columns, with the same result, where it needs no single logit: no miner, no
+            batch metric, no `score_mask`, one vector per query, a softmax loss.
         reduction: "mean" over the batch, or "sum", which gives the numbers of TFRS.
         seed: of every draw; two runs with one seed agree.
 
@@ -103,6 +108,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         similarity: Similarity = "dot",
         learn_temperature: bool = False,
         item_bias: ItemBias | None = None,
+        logits_budget: int = 2**28,
         reduction: Reduction = "mean",
         seed: int = 0,
         **kwargs: Any,
@@ -122,7 +128,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             learn_temperature=learn_temperature,
             item_bias=item_bias,
         )
-        self.reduction, self.seed = reduction, seed
+        self.reduction, self.seed, self.logits_budget = reduction, seed, logits_budget
         self._check_arguments()
         self._add_state()
 
@@ -145,6 +151,8 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             )
         if not 0 <= self.strength <= 1:
             raise bad_input("strength", "a number in [0, 1]", self.strength)
+        if self.logits_budget < 4:
+            raise bad_input("logits_budget", "bytes of at least one logit", self.logits_budget)
         if self.reduction not in get_args(Reduction):
             raise bad_input(
                 "reduction", f"one of {list(get_args(Reduction))}", repr(self.reduction)
@@ -225,42 +233,37 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         if training:
             self._advance(context)
         pools = self._pools(context, candidate_sampling_probability)
-        logits = self._logits(pools, context, score_mask)
-        num_kept = tf.reduce_sum(tf.cast(logits.keep, tf.float32))
-        for miner in self.miners:
-            logits = miner.mine(logits)
-        loss = self._loss(logits, pools, context, sample_weight)
+        single = bool(self.miners or (compute_batch_metrics and self.batch_metrics))
+        single |= score_mask is not None or query_embeddings.shape.rank == 3
+        if single or not isinstance(self.loss_function, SoftmaxLoss):
+            logits = self._scorer.logits(pools, context, score_mask=score_mask)
+            num_kept = tf.reduce_sum(tf.cast(logits.keep, tf.float32))
+            for miner in self.miners:
+                logits = miner.mine(logits)
+            loss = self._loss(logits, pools, context, sample_weight)
+            if compute_batch_metrics and self.batch_metrics:
+                labels, scores = self._labels_and_scores(logits, pools)
+                for metric in self.batch_metrics:
+                    metric.update_state(labels, scores, sample_weight=sample_weight)
+        else:
+            rows, num_kept = loss_within_budget(
+                self.loss_function, self._scorer, pools, context, byte_budget=self.logits_budget
+            )
+            loss = self._reduce(rows, context, sample_weight)
         if training:
             self.report.record(pools, context, num_kept=num_kept)
             self._remember(context)
         for metric in self.loss_metrics:
             metric.update_state(loss)
-        if compute_batch_metrics and self.batch_metrics:
-            self._update_batch_metrics(logits, pools, sample_weight)
         if compute_metrics and query_embeddings.shape.rank == 2:
-            self._update_factorized_metrics(context, candidate_ids, sample_weight)
+            update_factorized_metrics(
+                self.factorized_metrics, context, candidate_ids, sample_weight
+            )
         return loss
 
-    def _logits(
-        self,
-        pools: Sequence[CandidatePool],
-        context: StepContext,
-        score_mask: tf.Tensor | None,
-    ) -> Logits:
-        """Scores, masks and corrects every column; the rows' own ones stand last."""
-        parts = []
-        for pool in pools:
-            scores = self.affinity(pool, context)
-            scores = apply_masks(scores, pool, context, self.masks, score_mask=score_mask)
-            parts.append(correct_logits(scores, pool, policy=self.correct, strength=self.strength))
-            score_mask = None  # it is about the batch, which stands in the first pool
-        explicit = [tf.fill(tf.shape(p.origin), p.ids.shape.rank == 2) for p in pools]
-        return Logits(
-            parts[0].positive,
-            tf.concat([p.negatives for p in parts], axis=1),
-            tf.concat([p.keep for p in parts], axis=1),
-            tf.concat(explicit, axis=0),
-        )
+    @property
+    def _scorer(self) -> Scorer:
+        return Scorer(self.affinity, self.masks, self.correct, self.strength)
 
     def _check_call(
         self,
@@ -337,37 +340,8 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
     def _labels_and_scores(
         self, logits: Logits, pools: Sequence[CandidatePool]
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        if self.negatives[0].name != InBatch.name or len(pools) > 1:
-            return one_hot_labels(logits, own_rows=None)
-        if not self.miners:
-            return one_hot_labels(logits, own_rows=pools[0].own_rows)
-        # A miner that kept all C columns has left the row's own one, which is masked, at the end.
-        labels, scores = one_hot_labels(logits, own_rows=None)
-        width = tf.shape(pools[0].ids)[0]
-        return labels[:, :width], scores[:, :width]
-
-    def _update_batch_metrics(
-        self,
-        logits: Logits,
-        pools: Sequence[CandidatePool],
-        sample_weight: tf.Tensor | None,
-    ) -> None:
-        labels, scores = self._labels_and_scores(logits, pools)
-        for metric in self.batch_metrics:
-            metric.update_state(labels, scores, sample_weight=sample_weight)
-
-    def _update_factorized_metrics(
-        self, context: StepContext, ids: tf.Tensor | None, sample_weight: tf.Tensor | None
-    ) -> None:
-        # Only the positives: the corpus metric has no place for extra candidates.
-        rows = tf.shape(context.query_embeddings)[0]
-        for metric in self.factorized_metrics:
-            metric.update_state(
-                context.query_embeddings,
-                context.positive_embeddings,
-                true_candidate_ids=None if ids is None else ids[:rows],
-                sample_weight=sample_weight,
-            )
+        batch_first = self.negatives[0].name == InBatch.name
+        return labels_and_scores(logits, pools, batch_first=batch_first, mined=bool(self.miners))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, without the factorized metrics."""
@@ -389,6 +363,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             "similarity": self.affinity.similarity,
             "correct": self.correct,
             "strength": self.strength,
+            "logits_budget": self.logits_budget,
             "reduction": self.reduction,
             "seed": self.seed,
         }

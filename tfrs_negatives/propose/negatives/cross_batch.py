@@ -107,7 +107,7 @@ class CrossBatch(tf.keras.layers.Layer):
         """Returns M columns, of which the slots in use are filled."""
         contents = self.bank.read()
         embeddings = tf.stop_gradient(contents.embeddings)
-        return Candidates(contents.ids, embeddings, self._in_use(contents))
+        return Candidates(contents.ids, embeddings, self._in_use(contents), stale=True)
 
     def log_expected_count(self, ids: tf.Tensor, context: StepContext) -> tf.Tensor:
         """Returns log(m q), float32, the shape of ids; -inf while the bank is not in use."""

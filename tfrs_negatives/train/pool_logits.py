@@ -1,0 +1,179 @@
+"""Pools to logits, or straight to the loss of each row where the logits would not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfrs_negatives.encode.across_replicas import place_of_rows
+from tfrs_negatives.propose.pool import slice_columns
+from tfrs_negatives.score.affinity import Affinity
+from tfrs_negatives.score.keep_masks import apply_masks
+from tfrs_negatives.score.log_q import correct_logits
+from tfrs_negatives.train.large_pools import chunked_log_sum_exp, columns_within
+from tfrs_negatives.train.losses import masked_log_sum_exp
+from tfrs_negatives.types import (
+    CandidatePool,
+    CorrectionPolicy,
+    Logits,
+    Margin,
+    Mask,
+    SoftmaxLoss,
+    StepContext,
+    bad_input,
+)
+
+# Blocks of this size are the fastest: they stay near the cache, and their products are large.
+BLOCK_BYTES = 2**24
+# The rows that blocks are cut for where the size of the batch is not known in advance.
+USUAL_ROWS = 4096
+
+
+class Scorer(NamedTuple):
+    """Three arrows of the step: scores, masks, correction."""
+
+    affinity: Affinity
+    masks: Sequence[Mask]
+    policy: CorrectionPolicy | None
+    strength: float
+
+    def logits(
+        self,
+        pools: Sequence[CandidatePool],
+        context: StepContext,
+        *,
+        score_mask: tf.Tensor | None = None,
+    ) -> Logits:
+        """Scores, masks and corrects every column; the rows' own ones stand last.
+
+        Args:
+            pools: the columns.
+            context: the step.
+            score_mask: [B, n] bool of the caller for the n candidates of this replica, which stand
+                first in the first pool.
+
+        Returns:
+            Logits of all columns.
+        """
+        if score_mask is not None:
+            first, _ = place_of_rows(tf.shape(score_mask)[1])
+            score_mask = tf.pad(score_mask, [[0, 0], [first, 0]], constant_values=True)
+        parts = []
+        for pool in pools:
+            scores = self.affinity(pool, context)
+            scores = apply_masks(scores, pool, context, self.masks, score_mask=score_mask)
+            parts.append(self.correct(scores, pool))
+            score_mask = None
+        explicit = [tf.fill(tf.shape(p.origin), p.ids.shape.rank == 2) for p in pools]
+        return Logits(
+            parts[0].positive,
+            tf.concat([p.negatives for p in parts], axis=1),
+            tf.concat([p.keep for p in parts], axis=1),
+            tf.concat(explicit, axis=0),
+        )
+
+    def correct(self, scores: Logits, pool: CandidatePool) -> Logits:
+        """Subtracts the log expected counts."""
+        return correct_logits(scores, pool, policy=self.policy, strength=self.strength)
+
+    def margin_in_blocks(
+        self, pool: CandidatePool, context: StepContext, *, block_width: int
+    ) -> tuple[Margin, tf.Tensor]:
+        """The log-sum of shared columns, a block of them at a time.
+
+        Args:
+            pool: C shared columns.
+            context: the step.
+            block_width: how many columns at a time.
+
+        Returns:
+            The margin of each row, and how many columns counted over all rows.
+        """
+        vectors, bias = self.affinity.columns(pool)
+        positive = self.affinity.positives(context)
+        alone = self.correct(Logits(positive, bias[None, :], tf.constant(True)), pool)
+        # An empty slot may have a count of zero, and an infinite logit that nobody reads.
+        shift = tf.where(pool.filled, alone.negatives[0], 0.0)
+        correction = tf.stop_gradient(bias - shift)
+
+        def keep(start: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+            width = tf.shape(logits)[1]
+            # Masks read scores, as they are before the correction.
+            scores = logits + correction[start : start + width]
+            block = slice_columns(pool, start, width)
+            scores = Logits(tf.stop_gradient(positive), scores, tf.constant(True))
+            return apply_masks(scores, block, context, self.masks).keep
+
+        return chunked_log_sum_exp(
+            self.affinity.queries(context),
+            vectors,
+            shift,
+            keep=keep,
+            origin=alone.positive,
+            block_width=block_width,
+            # An item bias learns from stale columns too.
+            stale_from=pool.num_fresh if self.affinity.item_bias is None else None,
+        )
+
+
+def loss_within_budget(
+    loss: SoftmaxLoss,
+    scorer: Scorer,
+    pools: Sequence[CandidatePool],
+    context: StepContext,
+    *,
+    byte_budget: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Computes the loss from all logits where they fit, else in blocks of columns.
+
+    Args:
+        loss: a loss that needs log-sums only.
+        scorer: scores, masks and correction.
+        pools: the columns.
+        context: the step.
+        byte_budget: bytes that the logits of the shared columns may take.
+
+    Returns:
+        The loss of each row, [B], and how many columns counted over all rows.
+
+    Raises:
+        InputError: if the budget does not hold one column.
+    """
+
+    def at_once() -> tuple[tf.Tensor, tf.Tensor]:
+        logits = scorer.logits(pools, context)
+        return loss(logits), tf.reduce_sum(tf.cast(logits.keep, tf.float32))
+
+    def in_blocks() -> tuple[tf.Tensor, tf.Tensor]:
+        width = _block_width(context.query_embeddings, byte_budget)
+        shared, num_kept = scorer.margin_in_blocks(pools[0], context, block_width=width)
+        if len(pools) == 1:
+            return loss.of_margins(shared, None), num_kept
+        own = scorer.logits(pools[1:], context)
+        margin = masked_log_sum_exp(own.negatives, own.keep, origin=own.positive)
+        num_kept += tf.reduce_sum(tf.cast(own.keep, tf.float32))
+        return loss.of_margins(shared, margin), num_kept
+
+    if pools[0].ids.shape.rank == 2:
+        return at_once()
+    cells = _size(context.query_embeddings) * _size(pools[0].ids)
+    exceeds = cells > byte_budget // 4
+    if isinstance(exceeds, bool):
+        return in_blocks() if exceeds else at_once()
+    return tf.cond(exceeds, in_blocks, at_once)
+
+
+def _block_width(queries: tf.Tensor, byte_budget: int) -> int:
+    rows, budget = queries.shape[0], min(byte_budget, BLOCK_BYTES)
+    width = columns_within(budget, USUAL_ROWS if rows is None else max(rows, 1))
+    if width < 1:
+        least = 4 * (USUAL_ROWS if rows is None else rows)
+        raise bad_input("logits_budget", f"at least {least} bytes, one column", byte_budget)
+    return width
+
+
+def _size(rows: tf.Tensor) -> tf.Tensor | int:
+    static = rows.shape[0]
+    return tf.shape(rows, tf.int64)[0] if static is None else static
