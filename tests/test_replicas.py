@@ -5,7 +5,12 @@ Plain TFRS logs 88.7 in the place of 110.9 here: each replica sees its share of 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +74,12 @@ COMPOSITIONS = {
         "negatives": [InBatch(), Weighted(Explicit("rejected", ITEMS), 0.5)],
         "loss": EasyHardMixture(0.4),
         "frequency": streaming(),
+    },
+    "mixed cross-batch": lambda: {
+        "negatives": [InBatch(), Uniform(ITEMS, 6), CrossBatch(10)],
+        "frequency": streaming(),
+        "masks": [AccidentalHits()],
+        "correct": "negatives",
     },
     "everything": lambda: {
         "negatives": [
@@ -154,12 +165,16 @@ def trained(name, replicas, optimizer):
         results = strategy.run(model.train_step, args=(value,))
         local = strategy.experimental_local_results
         logs.append({key: float(local(x)[0]) for key, x in results.items()})
-    # Metrics are parts of a sum on each replica; the number of replicas is no result.
+    states = [[x.numpy() for x in local(v)] for v in state_of(model)]
+    return logs, states, describe_last_step(model.task)
+
+
+def state_of(model):
+    """All variables but those of metrics, parts of a sum on each replica, and what is no result."""
     left_out = {id(v) for metric in model.metrics for v in metric.variables}
     left_out.add(id(model.task.report.num_replicas))
     variables = [*model.variables, *model.optimizer.variables]
-    states = [[x.numpy() for x in local(v)] for v in variables if id(v) not in left_out]
-    return logs, states, describe_last_step(model.task)
+    return [v for v in variables if id(v) not in left_out]
 
 
 def compare(name, replicas, optimizer):
@@ -194,7 +209,7 @@ def test_fit_with_collectives_in_a_graph():
 
     def fit(strategy):
         with strategy.scope():
-            model = make_model("cross-batch", SGD)
+            model = make_model("mixed cross-batch", SGD)
         batches = [batch(0), batch(2)]
         data = tf.data.Dataset.from_generator(
             lambda: batches, output_signature=tf.nest.map_structure(spec, batches[0])
@@ -210,6 +225,40 @@ def test_fit_with_collectives_in_a_graph():
     assert losses == pytest.approx(expected_losses, rel=1e-5)
     for received, wanted in zip(weights, expected, strict=True):
         np.testing.assert_allclose(received, wanted, atol=1e-5)
+
+
+def test_two_worker_processes_equal_one(tmp_path):
+    ports = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            ports.append(listener.getsockname()[1])
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    outputs = [tmp_path / f"{number}.npz" for number in range(2)]
+    script = Path(__file__).with_name("worker.py")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, script, str(number), output, *addresses],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, output in enumerate(outputs)
+    ]
+    try:
+        for worker in workers:
+            _, errors = worker.communicate(timeout=600)
+            assert worker.returncode == 0, errors[-3000:]
+    finally:
+        for worker in workers:
+            worker.kill()
+    logs, expected, _ = trained("mixed cross-batch", 1, SGD)
+    for output in outputs:
+        with np.load(output) as saved:
+            losses, states = saved["losses"], [saved[n] for n in sorted(saved) if n != "losses"]
+        assert losses.tolist() == pytest.approx([log["loss"] for log in logs], rel=1e-5)
+        for received, (wanted,) in zip(states, expected, strict=True):
+            np.testing.assert_allclose(received, wanted, rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------ what the gathers do

@@ -34,7 +34,12 @@ def all_rows(rows: tf.Tensor) -> tf.Tensor:
     """
     if num_replicas() == 1:
         return rows
-    return tf.distribute.get_replica_context().all_gather(rows, axis=0)
+    context = tf.distribute.get_replica_context()
+    local = context.strategy.extended.worker_devices
+    # With one replica per worker the gather asks the tensor where it is, and in a graph not every
+    # tensor knows. Replicas of one worker are there already.
+    with tf.device(local[0] if len(local) == 1 else None):
+        return context.all_gather(tf.identity(rows), axis=0)
 
 
 def place_of_rows(num_rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -1,0 +1,41 @@
+"""One of several worker processes: trains its part of the batches of `test_replicas`.
+
+Called as: worker.py NUMBER OUTPUT ADDRESS [ADDRESS ...], one address per worker.
+"""
+
+import json
+import os
+import sys
+
+number, output, *addresses = sys.argv[1:]
+os.environ["TF_CONFIG"] = json.dumps(
+    {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": int(number)}}
+)
+
+import tfrs_negatives  # noqa: F401  isort: skip
+import numpy as np
+import tensorflow as tf
+
+# Before anything else of TensorFlow runs.
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+
+from test_replicas import SGD, SIZES, batch, make_model, split, state_of
+
+
+def main() -> None:
+    with strategy.scope():
+        model = make_model("mixed cross-batch", SGD)
+    step = tf.function(lambda part: strategy.run(model.train_step, args=(part,)))
+    losses = []
+    for number in range(len(SIZES)):
+        parts = split(batch(number), strategy.num_replicas_in_sync)
+        value = strategy.experimental_distribute_values_from_function(
+            lambda context, parts=parts: parts[context.replica_id_in_sync_group]
+        )
+        model.reset_metrics()
+        losses.append(float(step(value)["loss"]))
+    states = [v.numpy() for v in state_of(model)]
+    np.savez(output, losses=np.array(losses), **{f"{n:03}": x for n, x in enumerate(states)})
+
+
+main()
