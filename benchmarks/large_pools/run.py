@@ -14,7 +14,7 @@ that of a fresh process that runs one variant once, less that of one that only h
 outputs.
 
 Run it from the root of the repository; it writes results.json and README.md beside itself, about
-ten minutes on two cores::
+five minutes on two cores that do nothing else::
 
     python -m benchmarks.large_pools.run
 """
@@ -220,8 +220,9 @@ TensorFlow {tensorflow}, seed {seed}.
   products. `chunked_stale`: only the first {rows} columns get a gradient.
 
 A ratio is the median over {rounds} rounds of two times of the same round, with the smallest and the
-largest in brackets. The product of the transposed logits is slow where the number of columns is a
-multiple of 512 (36,864 is), which the first two ratios show; `columns_within` avoids such blocks.
+largest in brackets. The seconds and the spread are also those of whatever else the machine did. The
+product of the transposed logits is slow where the number of columns is a multiple of 512 (36,864
+is), which the first two rows show; `columns_within` avoids such blocks.
 """
 
 
