@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -221,13 +222,43 @@ class IdDropout(tf.keras.layers.Layer):
         self.rate, self.seed = rate, seed
         zero = tf.keras.initializers.Zeros()
         self.calls = self.add_weight("calls", [], tf.int64, zero, trainable=False)
+        self._number: tf.Tensor | None = None
+
+    def reserve(self, count: int | tf.Tensor) -> tf.Tensor:
+        """Counts `count` calls, to be made inside `at_call`; returns the number of the first."""
+        first = self.calls + 1
+        self.calls.assign_add(tf.cast(count, tf.int64))
+        return first
+
+    @contextmanager
+    def at_call(self, number: tf.Tensor) -> Iterator[None]:
+        """Inside, a call draws as call `number` did or will, and counts nothing.
+
+        This is how a call is repeated, and how calls are made in a loop.
+
+        Args:
+            number: scalar int64, from 1 on.
+
+        Example:
+            >>> layer, rows = IdDropout(0.5), tf.ones([100], tf.int64)
+            >>> first = layer(rows, training=True)
+            >>> with layer.at_call(tf.constant(1, tf.int64)):
+            ...     again = layer(rows, training=True)
+            >>> bool(tf.reduce_all(first == again)), int(layer.calls)
+            (True, 1)
+        """
+        before, self._number = self._number, number
+        try:
+            yield
+        finally:
+            self._number = before
 
     def call(self, rows: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Takes and returns row numbers [m] int64; row 0 is out of vocabulary."""
         if not training:
             return rows
-        self.calls.assign_add(1)
-        seed = tf.stack([tf.constant(self.seed, tf.int64), self.calls])
+        number = self.reserve(1) if self._number is None else self._number
+        seed = tf.stack([tf.constant(self.seed, tf.int64), number])
         if num_replicas() > 1:
             # Rows of different replicas are different rows of one batch.
             seed = tf.random.experimental.stateless_fold_in(seed, replica_number(), alg="philox")
