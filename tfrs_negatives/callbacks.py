@@ -61,7 +61,7 @@ class Checkpoints(tf.keras.callbacks.Callback):
         # A model that was trained before may begin with a step that is not 0.
         self._first_step = tf.Variable(optimizer.iterations, trainable=False)
         checkpoint = tf.train.Checkpoint(model=self.model, first_step=self._first_step)
-        self._manager = tf.train.CheckpointManager(checkpoint, self.folder, max_to_keep=2)
+        self._manager = _manage(checkpoint, self.folder)
         path = restore_newest(self._manager)
         self._saved = 0
         if path is not None:
@@ -105,6 +105,13 @@ class Checkpoints(tf.keras.callbacks.Callback):
         self._manager.save(checkpoint_number=int(self.model.optimizer.iterations))
 
 
+def _manage(checkpoint: tf.train.Checkpoint, folder: Path) -> tf.train.CheckpointManager:
+    try:
+        return tf.train.CheckpointManager(checkpoint, folder, max_to_keep=2)
+    except ValueError as error:
+        raise bad_input("checkpoints", "a readable list of them", folder / "checkpoint") from error
+
+
 def restore_newest(manager: tf.train.CheckpointManager) -> str | None:
     """Restores the newest checkpoint that can be read.
 
@@ -121,9 +128,9 @@ def restore_newest(manager: tf.train.CheckpointManager) -> str | None:
     for path in reversed(manager.checkpoints):
         try:
             manager.checkpoint.restore(path).assert_existing_objects_matched()
-        except tf.errors.OpError as error:
-            reason = " ".join(error.message.split())[:200]
-            logger.warning("%s is damaged, the one before is used: %s", path, reason)
+        except (tf.errors.OpError, IndexError) as error:  # IndexError: a file is cut short
+            reason = " ".join(str(error).split())[:200]
+            logger.warning("%s is damaged, so the one before is looked at: %s", path, reason)
         except (ValueError, AssertionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise bad_input("checkpoints", "those of this model", f"{path}: {reason}") from error
