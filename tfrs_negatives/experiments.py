@@ -121,14 +121,14 @@ def train_run(
         config: the run.
         folder: where the run goes.
         data: the log, where it is loaded already.
-        overwrite: whether an existing run may be replaced.
+        overwrite: whether an existing run, complete or not, may be replaced.
         callbacks: more Keras callbacks, such as a progress bar.
 
     Returns:
         What `metrics.json` holds.
 
     Raises:
-        InputError: if the folder exists or cannot be written, or the data is bad.
+        InputError: if the folder exists, is unfinished or cannot be written, or the data is bad.
     """
     with begin_run(folder, config, overwrite=overwrite) as work:
         return _train(config, work, data, callbacks)

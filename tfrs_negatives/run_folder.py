@@ -148,7 +148,7 @@ def _completed(work: Path, folder: Path, made: list[Path]) -> Iterator[None]:
 
 @contextmanager
 def _locked(work: Path) -> Iterator[None]:
-    # The system gives the lock back when the process ends, however it ends. The file is there as
+    # The system gives the lock back when the process ends, however it ends. This file is there as
     # long as the folder is, and nobody writes it again.
     with (work / "config.yaml").open("r+b") as file:
         try:
