@@ -84,13 +84,14 @@ def test_orders_are_as_if_drawn_at_random():
     expected = num_epochs / num_events
     chi2 = ((counts - expected) ** 2 / expected).sum()
     assert abs(chi2 - 225) < 5 * np.sqrt(2 * 225)
-    # Neighbours of the log are neighbours of an order as often as any two events are.
-    long = epochs(1000, 100)
+    # Neighbours of the log are neighbours of an order as often as any two events are: with 4 rounds
+    # of the cipher they were 1.27 times as often.
+    long = epochs(1000, 300)
     followers = (np.diff(long, axis=1) == 1).sum()
-    assert abs(followers - 100) < 5 * np.sqrt(100)
+    assert abs(followers - 300) < 3.5 * np.sqrt(300)
     # Orders of two epochs are uncorrelated: the coefficient has standard error 1 / sqrt(1000).
-    coefficients = np.corrcoef(long)[np.triu_indices(100, 1)] * np.sqrt(1000)
-    assert 0.9 < coefficients.std() < 1.1
+    coefficients = np.corrcoef(long[:100])[np.triu_indices(100, 1)] * np.sqrt(1000)
+    assert 0.95 < coefficients.std() < 1.05
 
 
 def test_the_stream_begins_anywhere_at_once():

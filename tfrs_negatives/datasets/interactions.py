@@ -263,9 +263,9 @@ def _count_from(start_step: int | tf.Variable) -> tf.data.Dataset:
 
 def _shuffled(positions: tf.Tensor, num_events: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
     """Positions [m] in the order of an epoch -> row numbers [m], a permutation of all rows."""
-    # The cipher uses a few low bits of each of the three words of its key, so a plain number as
-    # seed would repeat after 256 epochs; and the 4 rounds of `tf.random.experimental.index_shuffle`
-    # leave neighbours together and the orders of two epochs correlated.
+    # The cipher uses few low bits of each of the three words of its key, so plain numbers for seed
+    # and epoch would repeat after 256 epochs. With the 4 rounds of
+    # `tf.random.experimental.index_shuffle` neighbours would stay together too often.
     key = tf.random.stateless_uniform(
         [3], tf.stack([tf.constant(seed, tf.int64), epoch]), None, None, tf.int32, alg="philox"
     )
