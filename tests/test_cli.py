@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from tfrs_negatives.cli import main
@@ -24,31 +23,6 @@ SMALL = [
     "evaluation.ks=[5]",
     "index.ks=[3, 5]",
 ]
-
-
-@pytest.fixture(scope="module")
-def log_file(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    users, items = rng.integers(0, 20, 400), rng.integers(0, 30, 400)
-    lines = ["user,item,age,time"]
-    lines += [f"u{u},i{i},{20 + u},{t}" for t, (u, i) in enumerate(zip(users, items, strict=True))]
-    path = tmp_path_factory.mktemp("log") / "events.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs the command line in this process: exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["tfrs-negatives", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        output = capsys.readouterr()
-        return int(stop.value.code or 0), output.out, output.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 from . import datasets as datasets
 from . import recipes as recipes
+from .callbacks import Checkpoints as Checkpoints
 from .config import RunConfig as RunConfig
 from .config import load_config as load_config
 from .datasets import Interactions as Interactions

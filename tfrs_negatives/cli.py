@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tfrs_negatives import __version__
-from tfrs_negatives.types import InputError
+from tfrs_negatives.types import InputError, bad_input
 
 app = typer.Typer(
     help="Negative sampling for two-tower retrieval: train, evaluate, index, recommend.",
@@ -76,7 +76,10 @@ def train(
         list[str] | None, typer.Argument(help="section.key=value, over the configuration.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file; the defaults without.")] = None,
-    out: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("runs/train"),
+    out: Annotated[Path | None, typer.Option(help="The run folder to write; runs/train.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Finish the run that was to go there.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print the configuration.")
     ] = False,
@@ -86,7 +89,15 @@ def train(
     """Train a model and write its run folder.
 
     Example: tfrs-negatives train --out runs/ml100k data.source=ml-100k:ml-100k data.min_rating=3
+
+    A run that was interrupted or killed goes on from its last checkpoint:
+    tfrs-negatives train --resume runs/ml100k
     """
+    if resume is not None:
+        if overrides or config or out or dry_run or overwrite:
+            raise bad_input("resume", "no other option but --json: the run has its own", resume)
+        _resume(resume, as_json)
+        return
     from tfrs_negatives.config import load_config
 
     resolved = load_config(config, overrides or [])
@@ -96,10 +107,16 @@ def train(
     from tfrs_negatives.experiments import train_run
     from tfrs_negatives.progress import EpochProgress
 
-    metrics = train_run(
-        resolved, out, overwrite=overwrite, callbacks=[EpochProgress(resolved.train.epochs)]
-    )
+    out = out or Path("runs/train")
+    metrics = train_run(resolved, out, overwrite=overwrite, callbacks=[EpochProgress()])
     _report(metrics, as_json, wrote=out)
+
+
+def _resume(run: Path, as_json: bool) -> None:
+    from tfrs_negatives.experiments import resume_run
+    from tfrs_negatives.progress import EpochProgress
+
+    _report(resume_run(run, callbacks=[EpochProgress()]), as_json, wrote=run)
 
 
 @app.command()

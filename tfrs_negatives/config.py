@@ -120,6 +120,9 @@ class TrainConfig(Section):
     optimizer: Literal["adagrad", "sparse_adam"] = "sparse_adam"
     learning_rate: float = Field(0.003, gt=0)
     seed: int = Field(0, ge=0, lt=2**31)
+    checkpoint_every_steps: int | None = Field(
+        1000, ge=1, description="what a kill may cost; null: only the end of each epoch is saved"
+    )
 
 
 class EvaluationConfig(Section):

@@ -48,7 +48,7 @@ def run_demo(out: Path, *, overwrite: bool = False, quiet: bool = False) -> dict
     data = load_data(next(iter(configs.values())))
     table = [_popular_row(data, next(iter(configs.values())))]
     for row, config in configs.items():
-        bar = EpochProgress(config.train.epochs, label=row)
+        bar = EpochProgress(label=row)
         folder = out / SAMPLERS[row][0]
         metrics = train_run(config, folder, data=data, overwrite=overwrite, callbacks=[bar])
         seconds = metrics["seconds_per_epoch"]

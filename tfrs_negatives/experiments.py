@@ -2,14 +2,12 @@
 
 A run folder holds `config.yaml` (resolved), `history.csv`, `metrics.json`, `model.keras`,
 `queries.parquet` (the features of each known query), `items.parquet` (ids, titles, training counts)
-and, once built, `index/`.
+and, once built, `index/`; `run_folder` says how it comes about.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,21 +18,24 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 
 from tfrs_negatives import recipes
+from tfrs_negatives.callbacks import Checkpoints, EpochClock, HistoryFile
 from tfrs_negatives.config import ColumnsConfig, RunConfig, load_config
 from tfrs_negatives.datasets import ItemTable, LogColumns, RetrievalData, load
 from tfrs_negatives.encode.features import infer_features
 from tfrs_negatives.encode.towers import build_tower
 from tfrs_negatives.evaluation import Evaluation, TopKEvaluation, evaluate
-from tfrs_negatives.files import draft_of, drafted, write_text
+from tfrs_negatives.files import draft_of, write_text
 from tfrs_negatives.index import build_index, export_index, load_index
 from tfrs_negatives.index.archive import read_manifest
 from tfrs_negatives.optimizers import SparseAdam
 from tfrs_negatives.propose.frequency import ExactFrequency
+from tfrs_negatives.run_folder import begin_run, check_log, is_trained, reopen_run
 from tfrs_negatives.score.affinity import ItemBias
 from tfrs_negatives.score.keep_masks import AccidentalHits
+from tfrs_negatives.score.known_positives import KnownPositives
 from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.train.two_tower import TwoTower
-from tfrs_negatives.types import bad_input
+from tfrs_negatives.types import Mask, bad_input
 
 PAST = {"capacity", "warmup_steps", "max_drift"}
 RECIPE_KEYS: dict[str, set[str]] = {
@@ -99,8 +100,9 @@ def _build_task(config: RunConfig, data: RetrievalData, counts: np.ndarray) -> R
     options: dict[str, Any] = config.model.model_dump(include=set(score))
     options |= {"correct": config.negatives.correct, "strength": config.negatives.strength}
     options["seed"] = config.train.seed
-    if config.negatives.remove_accidental_hits is not None:
-        options["masks"] = [AccidentalHits()] * config.negatives.remove_accidental_hits
+    masks = _masks(config, data)
+    if masks is not None:
+        options["masks"] = masks
     if config.model.item_bias:
         options["item_bias"] = ItemBias(data.items.ids, counts)
     if config.negatives.frequency == "exact":
@@ -110,6 +112,17 @@ def _build_task(config: RunConfig, data: RetrievalData, counts: np.ndarray) -> R
     recipe, names = config.negatives.recipe, RECIPE_KEYS[config.negatives.recipe]
     chosen = config.negatives.model_dump(include=names)
     return getattr(recipes, recipe)(data.items, **chosen, **options)
+
+
+def _masks(config: RunConfig, data: RetrievalData) -> list[Mask] | None:
+    """Returns the masks that the configuration names; None leaves them to the recipe."""
+    hits, known = config.negatives.remove_accidental_hits, config.negatives.known_positives
+    if known and data.train.query_key is None:
+        raise bad_input("negatives.known_positives", "a log with a query_key", True)
+    if hits is None and not known:
+        return None
+    own: list[Mask] = [AccidentalHits()] if hits else []
+    return [*own, *([KnownPositives(data.train, data.items)] if known else [])]
 
 
 def train_run(
@@ -126,25 +139,54 @@ def train_run(
         config: the run.
         folder: where the run goes.
         data: the log, where it is loaded already.
-        overwrite: whether an existing run may be replaced.
+        overwrite: whether an existing run, complete or not, may be replaced.
         callbacks: more Keras callbacks, such as a progress bar.
 
     Returns:
         What `metrics.json` holds.
 
     Raises:
-        InputError: if the folder exists or cannot be written, or the data is bad.
+        InputError: if the folder exists, is unfinished or cannot be written, or the data is bad.
     """
-    replaceable = overwrite and (folder / "config.yaml").is_file()
-    if folder.exists() and not replaceable:
-        raise bad_input("run", "a new folder, or a run and --overwrite", folder)
-    with drafted(folder, argument="run") as draft:
-        data = data or load_data(config)
-        _check_ks(config, len(data.items))
-        tf.keras.utils.set_random_seed(config.train.seed)
-        model = build_model(config, data)
-        metrics = _fit(config, data, model, draft, callbacks)
-        _write_run(config, data, model, metrics, draft)
+    with begin_run(folder, config, overwrite=overwrite) as work:
+        return _train(config, work, data, callbacks)
+
+
+def resume_run(
+    folder: Path, *, callbacks: Sequence[tf.keras.callbacks.Callback] = ()
+) -> dict[str, Any]:
+    """Finishes a run that was interrupted, as if it had not been.
+
+    Args:
+        folder: where the run was to go.
+        callbacks: more Keras callbacks, such as a progress bar.
+
+    Returns:
+        What `metrics.json` holds; `seconds_per_epoch` is of the epochs that were left.
+
+    Raises:
+        InputError: if there is no unfinished run, another process is training it, it is damaged, or
+            its log has changed.
+    """
+    with reopen_run(folder) as (work, config):
+        if is_trained(work):
+            return _read_metrics(work)
+        return _train(config, work, None, callbacks)
+
+
+def _train(
+    config: RunConfig,
+    work: Path,
+    data: RetrievalData | None,
+    callbacks: Sequence[tf.keras.callbacks.Callback],
+) -> dict[str, Any]:
+    data = data or load_data(config)
+    _check_ks(config, len(data.items))
+    check_log(work, data)
+    tf.keras.utils.set_random_seed(config.train.seed)
+    model = build_model(config, data)
+    metrics = _fit(config, data, model, work, callbacks)
+    _write_run(data, model, metrics, work)
     return metrics
 
 
@@ -152,26 +194,34 @@ def _fit(
     config: RunConfig,
     data: RetrievalData,
     model: TwoTower,
-    draft: Path,
+    work: Path,
     callbacks: Sequence[tf.keras.callbacks.Callback],
 ) -> dict[str, Any]:
-    clock, extra = EpochClock(), []
+    clock, extra, history = EpochClock(), [], HistoryFile(work / "history.csv")
     if config.evaluation.every_epochs is not None:
         every = config.evaluation.every_epochs
         extra = [TopKEvaluation(data.test, every_epochs=every, **_protocol(config, data))]
-    history = model.fit(
-        data.train.dataset(
-            config.train.batch_size, item_key=model.item_key, seed=config.train.seed
-        ),
+    checkpoints = Checkpoints(work / "checkpoints", every_steps=config.train.checkpoint_every_steps)
+    size = config.train.batch_size
+    stream = data.train.stream(
+        size,
+        item_key=model.item_key,
+        seed=config.train.seed,
+        start_step=model.optimizer.iterations,
+    )
+    model.fit(
+        stream,
+        steps_per_epoch=data.train.steps_per_epoch(size),
         epochs=config.train.epochs,
-        callbacks=[clock, *extra, HistoryFile(draft / "history.csv"), *callbacks],
+        callbacks=[clock, *extra, history, checkpoints, *callbacks],
         verbose=0,
     )
+    history.keep(config.train.epochs)
     result = evaluate(model, data.test, **_protocol(config, data))
     return {
         "data": data.name,
         "test": result.metrics,
-        "loss": history.history["loss"][-1],
+        "loss": float(history.rows[-1]["loss"]),
         "seconds_per_epoch": clock.seconds_per_epoch,
     }
 
@@ -185,14 +235,18 @@ def _protocol(config: RunConfig, data: RetrievalData) -> dict[str, Any]:
 def evaluate_run(folder: Path, *, progress: bool = False) -> Evaluation:
     """Evaluates the model of a run folder on the test part of its log, and rewrites its metrics."""
     config, model = load_run(folder)
-    try:
-        metrics = json.loads((folder / "metrics.json").read_text())
-    except ValueError as error:
-        raise bad_input("run", "metrics.json in JSON", f"{folder}: {error}") from error
+    metrics = _read_metrics(folder)
     data = load_data(config)
     result = evaluate(model, data.test, progress=progress, **_protocol(config, data))
     write_text(folder / "metrics.json", _to_json({**metrics, "test": result.metrics}))
     return result
+
+
+def _read_metrics(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "metrics.json").read_text())
+    except ValueError as error:
+        raise bad_input("run", "metrics.json in JSON", f"{folder}: {error}") from error
 
 
 def load_run(folder: Path) -> tuple[RunConfig, TwoTower]:
@@ -287,61 +341,22 @@ def _find_queries(folder: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: column[rows] for name, column in queries.items()}
 
 
-class EpochClock(tf.keras.callbacks.Callback):
-    """Measures the seconds that the training steps of each epoch take, evaluation left out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: list[float] = []
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Starts the clock."""
-        self._start = time.perf_counter()
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Stops the clock; the callback stands before any evaluation."""
-        self.seconds.append(time.perf_counter() - self._start)
-
-    @property
-    def seconds_per_epoch(self) -> float:
-        """Median over the epochs after the first, which also traces the graph."""
-        return statistics.median(self.seconds[1:] or self.seconds)
-
-
-class HistoryFile(tf.keras.callbacks.Callback):
-    """Keeps a CSV file of the logs of all epochs so far, with every column that any epoch had."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-        self.rows: list[dict[str, float]] = []
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        """Rewrites the file."""
-        self.rows.append({"epoch": epoch + 1, **(logs or {})})
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        lines = [[str(row.get(name, "")) for name in names] for row in self.rows]
-        write_text(self.path, "\n".join(",".join(line) for line in [names, *lines]) + "\n")
-
-
 def _check_ks(config: RunConfig, num_items: int) -> None:
     for name, ks in {"evaluation.ks": config.evaluation.ks, "index.ks": config.index.ks}.items():
         if not 0 < min(ks) <= max(ks) <= num_items:
             raise bad_input(name, f"numbers from 1 to {num_items}, the corpus", ks)
 
 
-def _write_run(
-    config: RunConfig, data: RetrievalData, model: TwoTower, metrics: dict[str, Any], draft: Path
-) -> None:
-    write_text(draft / "config.yaml", config.with_absolute_paths().to_yaml())
-    write_text(draft / "metrics.json", _to_json(metrics))
-    model.save(draft / "model.keras")
+def _write_run(data: RetrievalData, model: TwoTower, metrics: dict[str, Any], work: Path) -> None:
+    model.save(work / "model.keras")
     queries, _ = data.train.queries()
-    write_columns(draft / "queries.parquet", queries, query_key=data.train.query_key or "")
+    write_columns(work / "queries.parquet", queries, query_key=data.train.query_key or "")
     items = {"id": data.items.ids, "training_events": data.train.item_counts(data.items)}
     if data.titles is not None:
         items["title"] = data.titles
-    write_columns(draft / "items.parquet", items)
+    write_columns(work / "items.parquet", items)
+    # The last file: where it is, the others are there.
+    write_text(work / "metrics.json", _to_json(metrics))
 
 
 def write_columns(path: Path, columns: Mapping[str, np.ndarray], **metadata: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -53,38 +53,55 @@ def drafted(folder: Path, *, argument: str) -> Iterator[Path]:
         >>> [path.name for path in folder.iterdir()]
         ['a.txt']
     """
-    made = [parent for parent in folder.absolute().parents if not parent.exists()]
     draft = draft_of(folder)
+    made = make_folder(draft, argument=argument)
     try:
-        _make(draft, folder, argument)
         yield draft
-        _put_in_place(draft, folder)
+        put_in_place(draft, folder)
     except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        with suppress(OSError):  # somebody else may have put something there
-            for parent in made:
-                parent.rmdir()
+        remove_folder(draft, made)
         raise
 
 
-def _make(draft: Path, folder: Path, argument: str) -> None:
+def make_folder(folder: Path, *, argument: str) -> list[Path]:
+    """Makes a folder, and returns the folders above it that were made for it, the nearest first.
+
+    Raises:
+        InputError: if it exists or cannot be made.
+    """
+    made = [parent for parent in folder.absolute().parents if not parent.exists()]
     try:
-        draft.mkdir(parents=True)
+        folder.mkdir(parents=True)
     except OSError as error:
+        _remove_empty(made)
         found = f"{folder}: {error.strerror}"
         raise bad_input(argument, "a folder that can be written", found) from error
+    return made
 
 
-def _put_in_place(draft: Path, folder: Path) -> None:
-    # What was there goes only once the new one is there; between two renames there is neither.
-    if not folder.exists():
-        draft.rename(folder)
-        return
-    old = draft.with_suffix(".old")
-    folder.rename(old)
+def remove_folder(folder: Path, made: Iterable[Path] = ()) -> None:
+    """Removes a folder with what is in it, and folders above it that are empty then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    _remove_empty(made)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    with suppress(OSError):  # somebody else may have put something there
+        for folder in folders:
+            folder.rmdir()
+
+
+def put_in_place(draft: Path, folder: Path) -> None:
+    """Gives a finished folder its name; what had the name before goes once the new one is there."""
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        remove_folder(old)
+        folder.rename(old)
     try:
         draft.rename(folder)
     except OSError:
-        old.rename(folder)
+        if old.exists():
+            old.rename(folder)
         raise
-    shutil.rmtree(old)
+    # Also the one of a process that was killed between the two renames.
+    remove_folder(old)

@@ -16,14 +16,15 @@ from rich.table import Table
 class EpochProgress(tf.keras.callbacks.Callback):
     """A bar over all training steps with the loss and the time that remains.
 
+    It begins at the step that the optimizer counts: put it after a callback that restores one.
+
     Args:
-        epochs: how many epochs `fit` was asked for.
         label: what is trained.
     """
 
-    def __init__(self, epochs: int, *, label: str = "train") -> None:
+    def __init__(self, *, label: str = "train") -> None:
         super().__init__()
-        self.epochs, self.label = epochs, label
+        self.label = label
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Shows the bar."""
@@ -37,8 +38,9 @@ class EpochProgress(tf.keras.callbacks.Callback):
         self._bar.start()
         # An interrupted run has no end of training, and must not leave the cursor hidden.
         atexit.register(self._bar.stop)
-        steps = (self.params.get("steps") or 0) * self.epochs
-        self._task = self._bar.add_task(self.label, total=steps or None)
+        steps = (self.params.get("steps") or 0) * self.params["epochs"]
+        done = int(self.model.optimizer.iterations)
+        self._task = self._bar.add_task(self.label, total=steps or None, completed=done)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Moves the bar."""
@@ -47,7 +49,7 @@ class EpochProgress(tf.keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Shows the loss of the epoch."""
         loss = (logs or {}).get("loss", float("nan"))
-        text = f"{self.label}  epoch {epoch + 1}/{self.epochs}  loss {loss:.4f}"
+        text = f"{self.label}  epoch {epoch + 1}/{self.params['epochs']}  loss {loss:.4f}"
         self._bar.update(self._task, description=text)
 
     def on_train_end(self, logs: Any = None) -> None:

@@ -56,7 +56,7 @@ def run(path: Path, seeds: list[int]) -> dict[str, Any]:
     runs = []
     for seed in seeds:
         config = load_config(path, [f"train.seed={seed}"])
-        bar = EpochProgress(config.train.epochs, label=f"{path.stem} seed {seed}")
+        bar = EpochProgress(label=f"{path.stem} seed {seed}")
         with tempfile.TemporaryDirectory() as folder:
             metrics = train_run(config, Path(folder) / "run", callbacks=[bar])
         runs.append({"seed": seed, **metrics})

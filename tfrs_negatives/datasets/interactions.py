@@ -111,15 +111,81 @@ class Interactions:
         `sample_weight` where the log has weights. The last batch may be shorter; a shuffled data
         set has another order in every epoch, the same for the same seed.
         """
+        order = tf.data.Dataset.range(len(self))
+        if shuffle:
+            order = order.shuffle(len(self), seed=seed, reshuffle_each_iteration=True)
+        return self._gather(order.batch(batch_size), item_key)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Returns how many batches hold every event once; the last may be shorter."""
+        return -(-len(self) // batch_size)
+
+    def stream(
+        self,
+        batch_size: int,
+        *,
+        item_key: str,
+        seed: int = 0,
+        start_step: int | tf.Variable = 0,
+    ) -> tf.data.Dataset:
+        """Returns the batches of `dataset`, epoch after epoch without end, from any step on.
+
+        Which events batch t holds depends on t and the seed alone: epoch t // S, with
+        S = `steps_per_epoch(batch_size)`, has an order of its own that is computed and not stored,
+        and step t % S takes the next `batch_size` events of it (the last step what is left). So
+        training that was interrupted goes on with the batch that was next, at once:
+
+            model.fit(
+                log.stream(2048, item_key="item_id", start_step=model.optimizer.iterations),
+                steps_per_epoch=log.steps_per_epoch(2048),
+                epochs=10,
+                callbacks=[tfn.Checkpoints("checkpoints", every_steps=1000)],
+            )
+
+        Args:
+            batch_size: rows of a batch.
+            item_key: the column of a batch that holds the item ids.
+            seed: of the orders.
+            start_step: the number of the first batch. A variable is read anew by each iterator:
+                `fit` makes its one after a callback has restored the model.
+
+        Returns:
+            An endless data set of dicts of tensors [batch_size, ...].
+
+        Raises:
+            InputError: if the log is empty, `batch_size` below 1 or `start_step` below 0.
+
+        Example:
+            >>> log = Interactions({"user_id": np.arange(5)}, np.arange(5), query_key="user_id")
+            >>> users = [b["user_id"].numpy() for b in log.stream(2, item_key="item_id").take(6)]
+            >>> [len(batch) for batch in users]
+            [2, 2, 1, 2, 2, 1]
+            >>> np.sort(np.concatenate(users[:3])).tolist()
+            [0, 1, 2, 3, 4]
+            >>> later = next(iter(log.stream(2, item_key="item_id", start_step=4)))
+            >>> bool((later["user_id"] == users[4]).numpy().all())
+            True
+        """
+        if not len(self):
+            raise bad_input("stream", "a log with at least one event", "none")
+        if batch_size < 1:
+            raise bad_input("batch_size", "at least 1", batch_size)
+        num_events, num_steps = len(self), self.steps_per_epoch(batch_size)
+
+        def rows_of(step: tf.Tensor) -> tf.Tensor:
+            first = step % num_steps * batch_size
+            positions = tf.range(first, tf.minimum(first + batch_size, num_events))
+            return _shuffled(positions, num_events, seed=seed, epoch=step // num_steps)
+
+        return self._gather(_count_from(start_step).map(rows_of), item_key)
+
+    def _gather(self, rows_of_batches: tf.data.Dataset, item_key: str) -> tf.data.Dataset:
         columns = {**self.query_features, item_key: self.item_ids}
         if self.weights is not None:
             columns["sample_weight"] = self.weights
         tensors = {name: tf.constant(column) for name, column in columns.items()}
-        order = tf.data.Dataset.range(len(self))
-        if shuffle:
-            order = order.shuffle(len(self), seed=seed, reshuffle_each_iteration=True)
         # Shuffling row numbers and gathering a batch at once is far cheaper than shuffling rows.
-        batches = order.batch(batch_size).map(
+        batches = rows_of_batches.map(
             lambda rows: {name: tf.gather(column, rows) for name, column in tensors.items()},
             num_parallel_calls=tf.data.AUTOTUNE,
         )
@@ -176,3 +242,32 @@ def _check_column(name: str, column: Any, num_events: int) -> None:
         raise bad_input(name, "finite numbers", f"{column[first]} in row {first}")
     if column.dtype.kind not in "biufU":
         raise bad_input(name, "numbers or strings", f"dtype {column.dtype}")
+
+
+def _count_from(start_step: int | tf.Variable) -> tf.data.Dataset:
+    """Returns the numbers from `start_step` on, without end."""
+    if isinstance(start_step, tf.Variable):
+        # Not captured: the variable may lie on a device that `tf.data` cannot read.
+        def read(_: tf.Tensor) -> tf.Tensor:
+            return tf.numpy_function(lambda: np.int64(start_step.numpy()), [], tf.int64)
+
+        first = tf.data.Dataset.from_tensors(0).map(read)
+    elif start_step < 0:
+        raise bad_input("start_step", "at least 0", start_step)
+    else:
+        first = tf.data.Dataset.from_tensors(tf.constant(start_step, tf.int64))
+    steps = first.flat_map(tf.data.Dataset.counter)
+    # Keras then asks for `steps_per_epoch` where it is missing, instead of training for ever.
+    return steps.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+
+def _shuffled(positions: tf.Tensor, num_events: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """Positions [m] in the order of an epoch -> row numbers [m], a permutation of all rows."""
+    # The cipher uses few low bits of each of the three words of its key, so plain numbers for seed
+    # and epoch would repeat after 256 epochs. With the 4 rounds of
+    # `tf.random.experimental.index_shuffle` neighbours would stay together too often.
+    key = tf.random.stateless_uniform(
+        [3], tf.stack([tf.constant(seed, tf.int64), epoch]), None, None, tf.int32, alg="philox"
+    )
+    last = tf.constant(num_events - 1, positions.dtype)
+    return tf.raw_ops.RandomIndexShuffle(index=positions, seed=key, max_index=last, rounds=8)

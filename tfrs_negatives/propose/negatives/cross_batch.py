@@ -34,7 +34,8 @@ class CrossBatch(tf.keras.layers.Layer):
             the relative measure; the thesis used 1 for the sum over its catalogue.
         probes: the catalogue whose items measure the drift; needed for `max_drift`, and None
             measures nothing.
-        num_probes: how many of them.
+        num_probes: how many of them; None is a sixteenth of the capacity, and 64 at least. A
+            measurement encodes them once around the bank.
         drift: "relative" or "sum", see `FeatureDrift`.
         probe_every: steps between measurements; None is once around the bank.
         max_age: the oldest items that are used, in steps; None uses all.
@@ -64,7 +65,7 @@ class CrossBatch(tf.keras.layers.Layer):
         warmup_steps: int = 0,
         max_drift: float | None = None,
         probes: ItemCatalogue | None = None,
-        num_probes: int = 2048,
+        num_probes: int | None = None,
         drift: DriftMeasure = "relative",
         probe_every: int | None = None,
         max_age: int | None = None,
@@ -78,7 +79,8 @@ class CrossBatch(tf.keras.layers.Layer):
         self.bank = MemoryBank(capacity, storage=storage)
         self.drift = None
         if probes is not None:
-            self.drift = FeatureDrift(probes, num_probes=num_probes, measure=drift)
+            number = max(64, capacity // 16) if num_probes is None else num_probes
+            self.drift = FeatureDrift(probes, num_probes=number, measure=drift)
         names = ["bank_fill", "bank_age", *(["bank_drift"] if self.drift is not None else [])]
         self.gauges = [tf.keras.metrics.Mean(name) for name in names]
 

@@ -1,0 +1,92 @@
+"""A small training run with all that has state, and a program that kills it.
+
+python killable.py FOLDER CALLBACK KILL_AFTER
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+from tfrs_negatives.callbacks import Checkpoints
+from tfrs_negatives.config import load_config
+from tfrs_negatives.datasets import Interactions, RetrievalData
+from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.experiments import build_model
+
+EVENTS, ITEMS, BATCH, EPOCHS, STEPS = 58, 12, 8, 3, 8  # 58 events are 7 full batches and one of 2
+CALLBACKS = {
+    "ours": lambda folder: Checkpoints(folder, every_steps=5),
+    "keras": lambda folder: tf.keras.callbacks.BackupAndRestore(str(folder), save_freq=5),
+}
+OPTIMIZERS = {"ours": "sparse_adam", "keras": "adagrad"}
+
+
+def make_data():
+    rng = np.random.default_rng(0)
+    users = rng.integers(0, 9, EVENTS)
+    items = ItemCatalogue(np.arange(ITEMS), {"kind": np.arange(ITEMS) % 3}, item_key="item")
+    log = Interactions(
+        {"user": users, "age": users * 1.5}, rng.integers(0, ITEMS, EVENTS), query_key="user"
+    )
+    return RetrievalData(log, log, items, "tiny")
+
+
+def make_model(optimizer="sparse_adam", seed=0):
+    tf.keras.utils.set_random_seed(seed)
+    return build_model(
+        load_config(
+            overrides=[
+                "model.embedding_dim=4",
+                "model.hidden=[6]",
+                "model.output_dim=4",
+                "model.id_dropout=0.3",
+                "model.learn_temperature=true",
+                "model.item_bias=true",
+                "negatives.num_uniform=7",
+                "negatives.remove_accidental_hits=true",
+                "train.learning_rate=0.05",
+                f"train.optimizer={optimizer}",
+            ]
+        ),
+        make_data(),
+    )
+
+
+def train(model, *callbacks, epochs=EPOCHS):
+    """Trains all epochs, or what is left of them; returns the losses."""
+    log = make_data().train
+    stream = log.stream(BATCH, item_key="item", start_step=model.optimizer.iterations)
+    history = model.fit(
+        stream, steps_per_epoch=STEPS, epochs=epochs, callbacks=list(callbacks), verbose=0
+    )
+    return history.history.get("loss", [])
+
+
+def state_of(model):
+    """Every variable but the metrics: weights, optimizer, frequency table, counters, item bias."""
+    variables = [*model.variables, *model.optimizer.variables]
+    metrics = {v.ref() for metric in model.metrics for v in metric.variables}
+    # Keras counts the layers of a process in their names.
+    return [(v.name.split("/")[-1], v.numpy()) for v in variables if v.ref() not in metrics]
+
+
+class Kill(tf.keras.callbacks.Callback):
+    """Ends this process after a step, as the out-of-memory killer would."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == self.after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    folder, kind, after = sys.argv[1:]
+    train(make_model(OPTIMIZERS[kind], seed=5), CALLBACKS[kind](folder), Kill(int(after)))

@@ -1,0 +1,208 @@
+"""Keras callbacks of a training run: what survives a kill, and what is recorded."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from tfrs_negatives.files import write_text
+from tfrs_negatives.types import bad_input
+
+logger = logging.getLogger("tfrs_negatives")
+
+
+class Checkpoints(tf.keras.callbacks.Callback):
+    """Saves during `fit` all that training needs, and lets a later `fit` go on from there.
+
+    The end of an epoch is always saved. Give `fit` an `Interactions.stream` that starts at
+    `model.optimizer.iterations`, `steps_per_epoch`, and the same `epochs` again: weights, optimizer
+    slots, the state of the task and the loss of the epoch become what they would have been without
+    the interruption, bit for bit. The two newest checkpoints are kept, also after the end; where
+    the newest is damaged, the one before is used and a warning says so.
+
+    `tf.keras.callbacks.BackupAndRestore` restores the weights as well, but the loss of an epoch
+    that was interrupted is then that of its last part, an interruption between the last step of an
+    epoch and the end of its evaluation leaves the evaluation out, and there is no older checkpoint.
+
+    Put it after the callbacks whose work at the end of an epoch must be done before that is saved.
+
+    Args:
+        folder: where the checkpoints go; made where it is absent. One folder belongs to one run.
+        every_steps: how many steps of an epoch may be lost; None saves at the end of epochs only. A
+            checkpoint is as large as the weights and the optimizer slots together, for Adam three
+            times the weights, and training waits while it is written.
+
+    Raises:
+        InputError: when training begins, if the checkpoints are those of another model, none of
+            them can be read, or the number of steps of an epoch is unknown.
+
+    Example:
+        >>> callbacks = [Checkpoints("checkpoints", every_steps=1000)]
+    """
+
+    def __init__(self, folder: str | Path, *, every_steps: int | None = None) -> None:
+        super().__init__()
+        if every_steps is not None and every_steps < 1:
+            raise bad_input("every_steps", "at least 1, or None", every_steps)
+        self.folder, self.every_steps = Path(folder), every_steps
+        self._supports_tf_logs = True
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Restores the newest checkpoint, if there is one."""
+        optimizer = self.model.optimizer
+        # Slots that do not exist yet would be restored at the first step only.
+        optimizer.build(self.model.trainable_variables)
+        # A model that was trained before may begin with a step that is not 0.
+        self._first_step = tf.Variable(optimizer.iterations, trainable=False)
+        checkpoint = tf.train.Checkpoint(model=self.model, first_step=self._first_step)
+        self._manager = _manage(checkpoint, self.folder)
+        path = restore_newest(self._manager)
+        self._saved = 0
+        if path is not None:
+            self._sums = [(v, v.numpy()) for m in self.model.metrics for v in m.variables]
+            logger.info("goes on after step %d, from %s", int(optimizer.iterations), path)
+            # Where `fit` looks for the epoch and the step to begin with.
+            self.model._training_state = self
+
+    def maybe_load_initial_counters_from_ckpt(
+        self, steps_per_epoch: int | None, initial_epoch: int, mode: Any = None
+    ) -> tuple[int, int]:
+        """Answers `fit`, which asks after `on_train_begin` for the (epoch, step) to begin with."""
+        self.model._training_state = None
+        if steps_per_epoch is None:
+            raise bad_input("steps_per_epoch", "a number, to find the place in an epoch", None)
+        done = int(self.model.optimizer.iterations) - int(self._first_step)
+        epoch, self._saved = divmod(done, steps_per_epoch)
+        return initial_epoch + epoch, self._saved
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Puts the sums of a half-done epoch back, which `fit` has just set to zero."""
+        if self._saved:
+            for variable, value in self._sums:
+                variable.assign(value)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Saves where enough steps are done; the end of an epoch has a method of its own."""
+        done = batch + 1
+        if self.every_steps is None or done == self.params["steps"]:
+            return
+        if done - self._saved >= self.every_steps:
+            self._save()
+            self._saved = done
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Saves."""
+        self._save()
+        self._saved = 0
+
+    def _save(self) -> None:
+        self._manager.save(checkpoint_number=int(self.model.optimizer.iterations))
+
+
+def _manage(checkpoint: tf.train.Checkpoint, folder: Path) -> tf.train.CheckpointManager:
+    try:
+        return tf.train.CheckpointManager(checkpoint, folder, max_to_keep=2)
+    except ValueError as error:
+        raise bad_input("checkpoints", "a readable list of them", folder / "checkpoint") from error
+
+
+def restore_newest(manager: tf.train.CheckpointManager) -> str | None:
+    """Restores the newest checkpoint that can be read.
+
+    Args:
+        manager: of the checkpoints; what it tracks is overwritten.
+
+    Returns:
+        The path of the checkpoint, or None where there is none yet.
+
+    Raises:
+        InputError: if there are checkpoints and none can be read, or they are of another model.
+    """
+    folder = Path(manager.directory)
+    for path in reversed(manager.checkpoints):
+        try:
+            manager.checkpoint.restore(path).assert_existing_objects_matched()
+        except (tf.errors.OpError, IndexError) as error:  # IndexError: a file is cut short
+            reason = " ".join(str(error).split())[:200]
+            logger.warning("%s is damaged, so the one before is looked at: %s", path, reason)
+        except (ValueError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise bad_input("checkpoints", "those of this model", f"{path}: {reason}") from error
+        else:
+            return path
+    # Killed before the first one was complete, there is no list of them either.
+    if manager.checkpoints or (folder / "checkpoint").exists():
+        raise bad_input("checkpoints", "at least one that can be read", folder)
+    return None
+
+
+class EpochClock(tf.keras.callbacks.Callback):
+    """Measures the seconds that the training steps of each epoch take, evaluation left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+        self._is_whole = int(self.model.optimizer.iterations) % self.params["steps"] == 0
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Stops the clock; the callback stands before any evaluation."""
+        if self._is_whole:
+            self.seconds.append(time.perf_counter() - self._start)
+
+    @property
+    def seconds_per_epoch(self) -> float | None:
+        """Median over the whole epochs after the first, which also traces the graph.
+
+        None where only a part of an epoch was left to train.
+        """
+        return statistics.median(self.seconds[1:] or self.seconds) if self.seconds else None
+
+
+class HistoryFile(tf.keras.callbacks.Callback):
+    """Keeps a CSV file of the logs of all epochs so far, with every column that any epoch had.
+
+    Args:
+        path: the file; the rows that it has already are those of an interrupted run.
+
+    Raises:
+        InputError: if rows of earlier epochs are missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.rows = path, _read_rows(path)
+
+    def keep(self, epochs: int) -> None:
+        """Forgets the rows after the first `epochs` ones."""
+        if [row.get("epoch") for row in self.rows[:epochs]] != [str(n + 1) for n in range(epochs)]:
+            raise bad_input("run", f"{self.path.name} with {epochs} epochs", self.path)
+        self.rows = self.rows[:epochs]
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Forgets an epoch that is trained once more, because it ended after the checkpoint."""
+        self.keep(epoch)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        """Rewrites the file."""
+        row = {"epoch": epoch + 1, **(logs or {})}
+        self.rows.append({name: str(value) for name, value in row.items()})
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        lines = [[row.get(name, "") for name in names] for row in self.rows]
+        write_text(self.path, "\n".join(",".join(line) for line in [names, *lines]) + "\n")
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    names, *lines = [line.split(",") for line in path.read_text().splitlines()] or [[]]
+    return [{n: x for n, x in zip(names, line, strict=False) if x} for line in lines]
