@@ -16,7 +16,7 @@ from tfrs_negatives.callbacks import Checkpoints
 from tfrs_negatives.config import load_config
 from tfrs_negatives.datasets import Interactions, RetrievalData
 from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.experiments import build_model
+from tfrs_negatives.model_builder import build_model
 
 EVENTS, ITEMS, BATCH, EPOCHS, STEPS = 58, 12, 8, 3, 8  # 58 events are 7 full batches and one of 2
 CALLBACKS = {
@@ -60,7 +60,7 @@ def make_model(optimizer="sparse_adam", seed=0):
 def train(model, *callbacks, epochs=EPOCHS):
     """Trains all epochs, or what is left of them; returns the losses."""
     log = make_data().train
-    stream = log.stream(BATCH, item_key="item", start_step=model.optimizer.iterations)
+    stream = log.stream(BATCH, item_key="item", start_step=model.steps_done)
     history = model.fit(
         stream, steps_per_epoch=STEPS, epochs=epochs, callbacks=list(callbacks), verbose=0
     )

@@ -12,14 +12,14 @@ os.environ["TF_CONFIG"] = json.dumps(
     {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": int(number)}}
 )
 
-import tfrs_negatives  # noqa: F401  isort: skip
-import numpy as np
-import tensorflow as tf
+import tfrs_negatives  # noqa: E402, F401  isort: skip
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
 # Before anything else of TensorFlow runs.
 strategy = tf.distribute.MultiWorkerMirroredStrategy()
 
-from test_replicas import SGD, SIZES, batch, make_model, split, state_of
+from test_replicas import SGD, SIZES, batch, make_model, split, state_of  # noqa: E402
 
 
 def main() -> None:

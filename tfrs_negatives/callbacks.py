@@ -21,7 +21,7 @@ class Checkpoints(tf.keras.callbacks.Callback):
     """Saves during `fit` all that training needs, and lets a later `fit` go on from there.
 
     The end of an epoch is always saved. Give `fit` an `Interactions.stream` that starts at
-    `model.optimizer.iterations`, `steps_per_epoch`, and the same `epochs` again: weights, optimizer
+    `model.steps_done`, `steps_per_epoch`, and the same `epochs` again: weights, optimizer
     slots, the state of the task and the loss of the epoch become what they would have been without
     the interruption, bit for bit. The two newest checkpoints are kept, also after the end; where
     the newest is damaged, the one before is used and a warning says so.
@@ -59,14 +59,14 @@ class Checkpoints(tf.keras.callbacks.Callback):
         # Slots that do not exist yet would be restored at the first step only.
         optimizer.build(self.model.trainable_variables)
         # A model that was trained before may begin with a step that is not 0.
-        self._first_step = tf.Variable(optimizer.iterations, trainable=False)
+        self._first_step = tf.Variable(steps_done(self.model), trainable=False, dtype=tf.int64)
         checkpoint = tf.train.Checkpoint(model=self.model, first_step=self._first_step)
         self._manager = _manage(checkpoint, self.folder)
         path = restore_newest(self._manager)
         self._saved = 0
         if path is not None:
             self._sums = [(v, v.numpy()) for m in self.model.metrics for v in m.variables]
-            logger.info("goes on after step %d, from %s", int(optimizer.iterations), path)
+            logger.info("goes on after step %d, from %s", steps_done(self.model), path)
             # Where `fit` looks for the epoch and the step to begin with.
             self.model._training_state = self
 
@@ -77,7 +77,7 @@ class Checkpoints(tf.keras.callbacks.Callback):
         self.model._training_state = None
         if steps_per_epoch is None:
             raise bad_input("steps_per_epoch", "a number, to find the place in an epoch", None)
-        done = int(self.model.optimizer.iterations) - int(self._first_step)
+        done = steps_done(self.model) - int(self._first_step.numpy())
         epoch, self._saved = divmod(done, steps_per_epoch)
         return initial_epoch + epoch, self._saved
 
@@ -102,7 +102,17 @@ class Checkpoints(tf.keras.callbacks.Callback):
         self._saved = 0
 
     def _save(self) -> None:
-        self._manager.save(checkpoint_number=int(self.model.optimizer.iterations))
+        self._manager.save(checkpoint_number=steps_done(self.model))
+
+
+def steps_done(model: tf.keras.Model) -> int:
+    """How many training steps a model has made.
+
+    A model that counts them itself is asked, in `steps_done`: an optimizer does not count a step
+    that overflowed in half precision, but its batch is over.
+    """
+    counter = model.steps_done if hasattr(model, "steps_done") else model.optimizer.iterations
+    return int(counter.numpy())
 
 
 def _manage(checkpoint: tf.train.Checkpoint, folder: Path) -> tf.train.CheckpointManager:
@@ -152,7 +162,7 @@ class EpochClock(tf.keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Starts the clock."""
         self._start = time.perf_counter()
-        self._is_whole = int(self.model.optimizer.iterations) % self.params["steps"] == 0
+        self._is_whole = steps_done(self.model) % self.params["steps"] == 0
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Stops the clock; the callback stands before any evaluation."""

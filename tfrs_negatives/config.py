@@ -120,6 +120,21 @@ class TrainConfig(Section):
     optimizer: Literal["adagrad", "sparse_adam"] = "sparse_adam"
     learning_rate: float = Field(0.003, gt=0)
     seed: int = Field(0, ge=0, lt=2**31)
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = Field(
+        "float32", description="of the towers; scores and losses are float32"
+    )
+    strategy: Literal["mirrored"] | None = Field(
+        None, description="mirrored: all GPUs of this machine, or all its logical CPUs"
+    )
+    jit_compile: bool = Field(
+        False, description="compile the step with XLA; needs integer ids and whole batches only"
+    )
+    encode_chunk: int | None = Field(
+        None, ge=1, description="rows in a tower at once, where a batch does not fit; null: all"
+    )
+    logits_budget: int = Field(
+        2**28, ge=4, description="bytes of logits beyond which the loss is computed in blocks"
+    )
     checkpoint_every_steps: int | None = Field(
         1000, ge=1, description="what a kill may cost; null: only the end of each epoch is saved"
     )

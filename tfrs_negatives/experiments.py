@@ -17,34 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from tfrs_negatives import recipes
 from tfrs_negatives.callbacks import Checkpoints, EpochClock, HistoryFile
 from tfrs_negatives.config import ColumnsConfig, RunConfig, load_config
 from tfrs_negatives.datasets import ItemTable, LogColumns, RetrievalData, load
-from tfrs_negatives.encode.features import infer_features
-from tfrs_negatives.encode.towers import build_tower
 from tfrs_negatives.evaluation import Evaluation, TopKEvaluation, evaluate
 from tfrs_negatives.files import draft_of, write_text
 from tfrs_negatives.index import build_index, export_index, load_index
 from tfrs_negatives.index.archive import read_manifest
-from tfrs_negatives.optimizers import SparseAdam
-from tfrs_negatives.propose.frequency import ExactFrequency
+from tfrs_negatives.model_builder import build_model
 from tfrs_negatives.run_folder import begin_run, check_log, is_trained, reopen_run
-from tfrs_negatives.score.affinity import ItemBias
-from tfrs_negatives.score.keep_masks import AccidentalHits
-from tfrs_negatives.score.known_positives import KnownPositives
-from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.train.two_tower import TwoTower
-from tfrs_negatives.types import Mask, bad_input
-
-PAST = {"capacity", "warmup_steps", "max_drift"}
-RECIPE_KEYS: dict[str, set[str]] = {
-    "in_batch": set(),
-    "mixed_negative_sampling": {"num_uniform"},
-    "cross_batch_negative_sampling": PAST,
-    "mixed_cross_batch_negative_sampling": {"num_uniform", *PAST},
-}
-OPTIMIZERS = {"adagrad": tf.keras.optimizers.Adagrad, "sparse_adam": SparseAdam}
+from tfrs_negatives.types import bad_input
 
 
 def load_data(config: RunConfig) -> RetrievalData:
@@ -63,66 +46,6 @@ def _log_columns(columns: ColumnsConfig) -> LogColumns:
         features = None if table.features is None else tuple(table.features)
         fields["items"] = ItemTable(table.path, table.item_id, features, table.title)
     return LogColumns(**fields)
-
-
-def build_model(config: RunConfig, data: RetrievalData) -> TwoTower:
-    """Builds the towers from the training part and the task from the recipe, compiled.
-
-    Args:
-        config: the run.
-        data: its log; only the training part and the catalogue are read.
-
-    Returns:
-        The model, ready for `fit`.
-    """
-    counts = data.train.item_counts(data.items)
-    seen = {name: column[counts > 0] for name, column in data.items.features.items()}
-    sizes = config.model.model_dump(include={"embedding_dim", "hidden", "output_dim"})
-    dropout = {data.items.item_key: config.model.id_dropout}
-    if data.train.query_key is not None:
-        dropout[data.train.query_key] = config.model.id_dropout
-    queries = infer_features(
-        data.train.query_features, config.model.query_features, id_dropout=dropout
-    )
-    items = infer_features(seen, config.model.item_features, id_dropout=dropout)
-    model = TwoTower(
-        build_tower(queries, name="query_tower", **sizes),
-        build_tower(items, name="item_tower", **sizes),
-        data.items,
-        _build_task(config, data, counts),
-    )
-    model.compile(OPTIMIZERS[config.train.optimizer](config.train.learning_rate))
-    return model
-
-
-def _build_task(config: RunConfig, data: RetrievalData, counts: np.ndarray) -> Retrieval:
-    score = ("similarity", "temperature", "learn_temperature")
-    options: dict[str, Any] = config.model.model_dump(include=set(score))
-    options |= {"correct": config.negatives.correct, "strength": config.negatives.strength}
-    options["seed"] = config.train.seed
-    masks = _masks(config, data)
-    if masks is not None:
-        options["masks"] = masks
-    if config.model.item_bias:
-        options["item_bias"] = ItemBias(data.items.ids, counts)
-    if config.negatives.frequency == "exact":
-        options["frequency"] = ExactFrequency(data.items.ids, counts)
-    elif config.negatives.frequency == "interval":
-        options["frequency"] = recipes.frequency_table(data.items, method="interval")
-    recipe, names = config.negatives.recipe, RECIPE_KEYS[config.negatives.recipe]
-    chosen = config.negatives.model_dump(include=names)
-    return getattr(recipes, recipe)(data.items, **chosen, **options)
-
-
-def _masks(config: RunConfig, data: RetrievalData) -> list[Mask] | None:
-    """Returns the masks that the configuration names; None leaves them to the recipe."""
-    hits, known = config.negatives.remove_accidental_hits, config.negatives.known_positives
-    if known and data.train.query_key is None:
-        raise bad_input("negatives.known_positives", "a log with a query_key", True)
-    if hits is None and not known:
-        return None
-    own: list[Mask] = [AccidentalHits()] if hits else []
-    return [*own, *([KnownPositives(data.train, data.items)] if known else [])]
 
 
 def train_run(
@@ -207,7 +130,7 @@ def _fit(
         size,
         item_key=model.item_key,
         seed=config.train.seed,
-        start_step=model.optimizer.iterations,
+        start_step=model.steps_done,
     )
     model.fit(
         stream,

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tfrs_negatives.callbacks import steps_done
+
 
 class EpochProgress(tf.keras.callbacks.Callback):
     """A bar over all training steps with the loss and the time that remains.
@@ -39,7 +41,7 @@ class EpochProgress(tf.keras.callbacks.Callback):
         # An interrupted run has no end of training, and must not leave the cursor hidden.
         atexit.register(self._bar.stop)
         steps = (self.params.get("steps") or 0) * self.params["epochs"]
-        done = int(self.model.optimizer.iterations)
+        done = steps_done(self.model)
         self._task = self._bar.add_task(self.label, total=steps or None, completed=done)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

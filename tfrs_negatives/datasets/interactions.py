@@ -136,7 +136,7 @@ class Interactions:
         training that was interrupted goes on with the batch that was next, at once:
 
             model.fit(
-                log.stream(2048, item_key="item_id", start_step=model.optimizer.iterations),
+                log.stream(2048, item_key="item_id", start_step=model.steps_done),
                 steps_per_epoch=log.steps_per_epoch(2048),
                 epochs=10,
                 callbacks=[tfn.Checkpoints("checkpoints", every_steps=1000)],

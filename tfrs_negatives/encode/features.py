@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.encode.across_replicas import num_replicas, replica_number
-from tfrs_negatives.types import EMPTY_ID, FEATURE_NAME, Columns, FeatureKind, bad_input
+from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.types import FEATURE_NAME, Columns, FeatureKind, bad_input
 
 # The name of the unknown in a lookup of strings, which no column holds: numpy strips it.
 NO_TEXT = "\0"
@@ -161,9 +162,44 @@ def _lookup(spec: FeatureSpec, *, mask: bool = False) -> tf.keras.layers.Layer:
         return tf.keras.layers.StringLookup(
             vocabulary=list(spec.vocabulary), mask_token="" if mask else None, oov_token=NO_TEXT
         )
-    return tf.keras.layers.IntegerLookup(
-        vocabulary=list(spec.vocabulary), mask_token=-1 if mask else None, oov_token=EMPTY_ID
-    )
+    return SortedLookup(list(spec.vocabulary), mask_value=-1 if mask else None)
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class SortedLookup(tf.keras.layers.Layer):
+    """Integers to rows: 0 for what is not in the vocabulary, then the vocabulary in its order.
+
+    In place of `tf.keras.layers.IntegerLookup`, whose hash table XLA cannot compile.
+
+    Args:
+        vocabulary: distinct integers, ascending.
+        mask_value: the padding of lists, which becomes row 0 and moves all others on by one; None
+            knows no padding.
+
+    Example:
+        >>> SortedLookup([3, 7])(tf.constant([7, 3, 5])).numpy().tolist()
+        [2, 1, 0]
+        >>> SortedLookup([3, 7], mask_value=-1)(tf.constant([7, -1, 5])).numpy().tolist()
+        [3, 0, 1]
+    """
+
+    def __init__(
+        self, vocabulary: Sequence[int], *, mask_value: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**{"dtype": "int64", **kwargs})
+        self.vocabulary, self.mask_value = list(vocabulary), mask_value
+        self.items = ItemCatalogue(self.vocabulary)
+
+    def call(self, values: tf.Tensor) -> tf.Tensor:
+        """Takes integers [...]; returns rows [...] int64."""
+        values = tf.cast(values, tf.int64)
+        rows = self.items.rows(values) + 1
+        return rows if self.mask_value is None else tf.where(values == self.mask_value, 0, rows + 1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        own = {"vocabulary": self.vocabulary, "mask_value": self.mask_value}
+        return {**super().get_config(), **own}
 
 
 def _embedding(spec: FeatureSpec, rows: tf.Tensor, embedding_dim: int) -> tf.Tensor:

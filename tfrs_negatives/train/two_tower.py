@@ -12,6 +12,7 @@ import tensorflow_recommenders as tfrs
 from tfrs_negatives.encode.across_replicas import num_replicas, place_of_rows
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.propose.frequency import StreamingFrequency
+from tfrs_negatives.train.gradient_cache import check_repeatable, encode_in_chunks
 from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.types import Features, Similarity, bad_input
 
@@ -31,6 +32,13 @@ class TwoTower(tfrs.Model):
         items: the corpus.
         task: the composition of negatives; None is in-batch with logQ, cosine, temperature 0.05.
         item_key: the batch column with the positive's id; None is the catalogue's name for it.
+        encode_chunk: how many rows may be in a tower at once in training, for towers whose
+            activations of a whole batch do not fit; a second pass over the towers gives the same
+            gradients (`encode_in_chunks`). None encodes a batch at once.
+
+    Raises:
+        InputError: if `encode_chunk` is below 1, or a tower cannot be encoded twice with one
+            result (`check_repeatable`).
 
     Example:
         >>> items = ItemCatalogue([1, 2, 3])
@@ -53,9 +61,16 @@ class TwoTower(tfrs.Model):
         task: Retrieval | None = None,
         *,
         item_key: str | None = None,
+        encode_chunk: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.encode_chunk = encode_chunk
+        if encode_chunk is not None:
+            if encode_chunk < 1:
+                raise bad_input("encode_chunk", "at least 1", encode_chunk)
+            check_repeatable(query_tower)
+            check_repeatable(item_tower)
         self.query_tower, self.item_tower, self.items = query_tower, item_tower, items
         self.task = task or Retrieval(
             temperature=0.05,
@@ -131,6 +146,11 @@ class TwoTower(tfrs.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
     @property
+    def steps_done(self) -> tf.Variable:
+        """The number of training steps so far, scalar int64; also those that overflowed."""
+        return self.task.step
+
+    @property
     def similarity(self) -> Similarity:
         """The similarity of the task."""
         return self.task.affinity.similarity
@@ -160,8 +180,7 @@ class TwoTower(tfrs.Model):
         embeddings = self._run(self.item_tower, features, training=False)
         return self.task.affinity.retrieval_vectors(embeddings, features[self.items.item_key])
 
-    @staticmethod
-    def _run(tower: tf.keras.Model, features: Features, training: bool) -> tf.Tensor:
+    def _run(self, tower: tf.keras.Model, features: Features, training: bool) -> tf.Tensor:
         # A functional model warns of every column that it does not read.
         names = getattr(tower, "input_names", None)
         if names:
@@ -169,6 +188,8 @@ class TwoTower(tfrs.Model):
             if missing:
                 raise bad_input(f"features of {tower.name}", f"columns {missing}", sorted(features))
             features = {name: features[name] for name in names}
+        if training and self.encode_chunk is not None:
+            return encode_in_chunks(tower, features, self.encode_chunk)
         return tower(features, training=training)
 
     def get_config(self) -> dict[str, Any]:
@@ -180,7 +201,8 @@ class TwoTower(tfrs.Model):
             "task": self.task,
         }
         saved = {name: tf.keras.utils.serialize_keras_object(part) for name, part in parts.items()}
-        return {**saved, "item_key": self.item_key, "name": self.name}
+        own = {"item_key": self.item_key, "encode_chunk": self.encode_chunk, "name": self.name}
+        return {**saved, **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> TwoTower:

@@ -1,0 +1,114 @@
+"""A configuration and a log to a compiled model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrs_negatives import recipes
+from tfrs_negatives.config import RunConfig
+from tfrs_negatives.datasets import RetrievalData
+from tfrs_negatives.encode.features import infer_features
+from tfrs_negatives.encode.towers import build_tower
+from tfrs_negatives.optimizers import SparseAdam
+from tfrs_negatives.propose.frequency import ExactFrequency
+from tfrs_negatives.score.affinity import ItemBias
+from tfrs_negatives.score.keep_masks import AccidentalHits
+from tfrs_negatives.score.known_positives import KnownPositives
+from tfrs_negatives.train.task import Retrieval
+from tfrs_negatives.train.two_tower import TwoTower
+from tfrs_negatives.types import Mask, bad_input
+
+PAST = {"capacity", "warmup_steps", "max_drift"}
+RECIPE_KEYS: dict[str, set[str]] = {
+    "in_batch": set(),
+    "mixed_negative_sampling": {"num_uniform"},
+    "cross_batch_negative_sampling": PAST,
+    "mixed_cross_batch_negative_sampling": {"num_uniform", *PAST},
+}
+OPTIMIZERS = {"adagrad": tf.keras.optimizers.Adagrad, "sparse_adam": SparseAdam}
+
+
+def build_model(config: RunConfig, data: RetrievalData) -> TwoTower:
+    """Builds the towers from the training part and the task from the recipe, compiled.
+
+    Args:
+        config: the run.
+        data: its log; only the training part and the catalogue are read.
+
+    Returns:
+        The model, ready for `fit`.
+    """
+    counts = data.train.item_counts(data.items)
+    seen = {name: column[counts > 0] for name, column in data.items.features.items()}
+    sizes = config.model.model_dump(include={"embedding_dim", "hidden", "output_dim"})
+    dropout = {data.items.item_key: config.model.id_dropout}
+    if data.train.query_key is not None:
+        dropout[data.train.query_key] = config.model.id_dropout
+    queries = infer_features(
+        data.train.query_features, config.model.query_features, id_dropout=dropout
+    )
+    items = infer_features(seen, config.model.item_features, id_dropout=dropout)
+    with _precision(config.train.precision), _strategy(config.train.strategy).scope():
+        model = TwoTower(
+            build_tower(queries, name="query_tower", **sizes),
+            build_tower(items, name="item_tower", **sizes),
+            data.items,
+            _build_task(config, data, counts),
+            encode_chunk=config.train.encode_chunk,
+        )
+        # Under mixed_float16 Keras puts loss scaling around the optimizer.
+        optimizer = OPTIMIZERS[config.train.optimizer](config.train.learning_rate)
+        model.compile(optimizer, jit_compile=config.train.jit_compile or None)
+    return model
+
+
+@contextmanager
+def _precision(policy: str) -> Iterator[None]:
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        yield
+    finally:
+        tf.keras.mixed_precision.set_global_policy(before)
+
+
+def _strategy(name: str | None) -> tf.distribute.Strategy:
+    if name is None:
+        return tf.distribute.get_strategy()
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def _build_task(config: RunConfig, data: RetrievalData, counts: np.ndarray) -> Retrieval:
+    score = ("similarity", "temperature", "learn_temperature")
+    options: dict[str, Any] = config.model.model_dump(include=set(score))
+    options |= {"correct": config.negatives.correct, "strength": config.negatives.strength}
+    options |= {"seed": config.train.seed, "logits_budget": config.train.logits_budget}
+    masks = _masks(config, data)
+    if masks is not None:
+        options["masks"] = masks
+    if config.model.item_bias:
+        options["item_bias"] = ItemBias(data.items.ids, counts)
+    if config.negatives.frequency == "exact":
+        options["frequency"] = ExactFrequency(data.items.ids, counts)
+    elif config.negatives.frequency == "interval":
+        options["frequency"] = recipes.frequency_table(data.items, method="interval")
+    recipe, names = config.negatives.recipe, RECIPE_KEYS[config.negatives.recipe]
+    chosen = config.negatives.model_dump(include=names)
+    return getattr(recipes, recipe)(data.items, **chosen, **options)
+
+
+def _masks(config: RunConfig, data: RetrievalData) -> list[Mask] | None:
+    """Returns the masks that the configuration names; None leaves them to the recipe."""
+    hits, known = config.negatives.remove_accidental_hits, config.negatives.known_positives
+    if known and data.train.query_key is None:
+        raise bad_input("negatives.known_positives", "a log with a query_key", True)
+    if hits is None and not known:
+        return None
+    own: list[Mask] = [AccidentalHits()] if hits else []
+    return [*own, *([KnownPositives(data.train, data.items)] if known else [])]
