@@ -24,8 +24,8 @@ def encode_in_chunks(tower: tf.keras.Model, features: Features, chunk: int) -> t
 
     The forward pass keeps no activations. The backward pass has d loss / d e, encodes each chunk
     again under a tape, and adds up: the gradient of the whole batch, up to rounding, for a second
-    forward pass. Embedding tables keep `tf.IndexedSlices`. No gradient flows to the features. At
-    most one chunk of each call is in memory at any time.
+    forward pass. Embedding tables keep `tf.IndexedSlices`. No gradient flows to the features or to
+    frozen layers. At most one chunk of each call is in memory at any time.
 
     Args:
         tower: features [m, ...] -> embeddings [m, ...], each row from its own row; see
@@ -71,6 +71,7 @@ def encode_in_chunks(tower: tf.keras.Model, features: Features, chunk: int) -> t
         def gradient(upstream: tf.Tensor, variables: Any = ()) -> tuple[list[Any], list[Any]]:
             # Frozen layers are watched as the others are, but nobody wants their gradients.
             wanted = tower.trainable_variables
+            # The gradient of a gather is made dense once, not in each chunk.
             of_chunk = _chunk_gradient(encode, chunks, tf.convert_to_tensor(upstream), wanted)
             # A mirrored variable and its copy on this replica are known by one handle.
             found = dict(
