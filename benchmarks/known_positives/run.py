@@ -37,7 +37,7 @@ What `KnownPositives` costs, written by `python -m benchmarks.known_positives.ru
 [results.json](results.json): {batch} rows of the log, half of the columns drawn as the positives
 are and half uniform. Median milliseconds of {repeats} calls, taken in turn, with the quartiles;
 seed {seed}.
-Python {python}, TensorFlow {tensorflow}, two cores.
+Python {python}, TensorFlow {tensorflow}, two cores that other jobs kept busy: read the ratios.
 
 - `mask`: the default: the columns grouped by item, only the cells to drop are written.
 - `mask, static`, `mask, static, XLA`: `static_shapes=True`, in a graph and compiled.
