@@ -133,7 +133,7 @@ class TrainConfig(Section):
         None, ge=1, description="rows in a tower at once, where a batch does not fit; null: all"
     )
     logits_budget: int = Field(
-        2**28, ge=4, description="bytes of logits beyond which the loss is computed in blocks"
+        2**24, ge=4, description="bytes of logits at once; the loss is computed in such blocks"
     )
     checkpoint_every_steps: int | None = Field(
         1000, ge=1, description="what a kill may cost; null: only the end of each epoch is saved"

@@ -42,17 +42,17 @@ class AccidentalHits(Part):
 
     def keep(self, scores: Logits, pool: CandidatePool, context: StepContext) -> tf.Tensor:
         """Returns [B, C] bool."""
-        hits = _holds(pool, context.positive_ids)
+        others = _holds_another(pool, context.positive_ids)
         if self.more_positives is None:
-            return ~hits
+            return others
         more = keys_of_rows(context.features, self.more_positives, scores.positive.shape[0])
 
         # One [B, C] at a time: all comparisons at once would be [B, C, P].
-        def one_more(number: tf.Tensor, hits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return number + 1, hits | _holds(pool, more[:, number])
+        def one_more(number: tf.Tensor, others: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return number + 1, others & _holds_another(pool, more[:, number])
 
         count = tf.shape(more)[1]
-        return ~tf.while_loop(lambda number, _: number < count, one_more, (0, hits))[1]
+        return tf.while_loop(lambda number, _: number < count, one_more, (0, others))[1]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -112,9 +112,12 @@ class ScoreMargin(Part):
         return {"absolute": self.absolute, "relative": self.relative}
 
 
-def _holds(pool: CandidatePool, ids: tf.Tensor) -> tf.Tensor:
-    """Returns [B, C] bool: whether the column holds the id [B] of the row; an empty one never."""
-    return (pool.ids == ids[:, None]) & (pool.ids != EMPTY_ID)
+def _holds_another(pool: CandidatePool, ids: tf.Tensor) -> tf.Tensor:
+    """Returns [B, C] bool: whether the column holds another id than the row's, [B]."""
+    # The empty id equals nothing, itself included: a row that has it asks for what no column holds.
+    # So one pass over [B, C] is enough, and such passes are what a mask costs.
+    nowhere = tf.reduce_max(pool.ids) + 1
+    return pool.ids != tf.where(ids == EMPTY_ID, nowhere, ids)[:, None]
 
 
 def apply_masks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -75,8 +76,8 @@ def chunked_log_sum_exp(
 
     Returns:
         Whether each row has any kept column, and the value; and how many columns were kept over all
-        rows, scalar float32. The gradient of a row without any is 0. A logit of minus infinity
-        counts as not kept, but for the number.
+        rows, scalar float32. The gradient of a row without any is 0. A column whose shift is minus
+        infinity counts as not kept.
 
     Raises:
         InputError: if a block has no columns.
@@ -176,7 +177,8 @@ class _Blocks:
         if kept is not None:
             logits = tf.where(kept, logits, LOWEST)
         counted = tf.ones_like(logits) if kept is None else tf.cast(kept, tf.float32)
-        num_kept += tf.reduce_sum(counted)
+        finite = tf.cast(self.shift[start : start + width] > -math.inf, tf.float32)
+        num_kept += tf.reduce_sum(tf.linalg.matvec(counted, finite))
         # While nothing was kept the weights are exp(0); they fade to 0 at the first kept logit.
         higher = tf.maximum(peak, tf.reduce_max(logits, axis=1))
         fade = tf.exp(peak - higher)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -94,17 +96,18 @@ class Scorer(NamedTuple):
         vectors, bias = self.affinity.columns(pool)
         positive = self.affinity.positives(context)
         alone = self.correct(Logits(positive, bias[None, :], tf.constant(True)), pool)
-        # An empty slot may have a count of zero, and an infinite logit that nobody reads.
-        shift = tf.where(pool.filled, alone.negatives[0], 0.0)
-        correction = tf.stop_gradient(bias - shift)
+        # An empty slot is left out by its shift, which costs no pass over [B, C].
+        shift = tf.where(pool.filled, alone.negatives[0], -math.inf)
+        correction = tf.stop_gradient(tf.where(pool.filled, bias - shift, 0.0))
+        scores = Logits(tf.stop_gradient(positive), tf.zeros([]), tf.constant(True))
 
         def keep(start: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-            width = tf.shape(logits)[1]
+            block = slice_columns(pool, start, tf.shape(logits)[1])
             # Masks read scores, as they are before the correction.
-            scores = logits + correction[start : start + width]
-            block = slice_columns(pool, start, width)
-            scores = Logits(tf.stop_gradient(positive), scores, tf.constant(True))
-            return apply_masks(scores, block, context, self.masks).keep
+            before = logits + correction[start : start + tf.shape(logits)[1]]
+            of_block = scores._replace(negatives=before)
+            kept = [mask.keep(of_block, block, context) for mask in self.masks]
+            return functools.reduce(tf.logical_and, [*kept, _not_own(block, logits)])
 
         return chunked_log_sum_exp(
             self.affinity.queries(context),
@@ -126,14 +129,14 @@ def loss_within_budget(
     *,
     byte_budget: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Computes the loss from all logits where they fit, else in blocks of columns.
+    """Computes the loss from all logits where they are known to fit, else in blocks of columns.
 
     Args:
         loss: a loss that needs log-sums only.
         scorer: scores, masks and correction.
         pools: the columns.
         context: the step.
-        byte_budget: bytes that the logits of the shared columns may take.
+        byte_budget: bytes that the logits of the shared columns may take at once.
 
     Returns:
         The loss of each row, [B], and how many columns counted over all rows.
@@ -158,11 +161,19 @@ def loss_within_budget(
 
     if pools[0].ids.shape.rank == 2:
         return at_once()
-    cells = _size(context.query_embeddings) * _size(pools[0].ids)
-    exceeds = cells > byte_budget // 4
-    if isinstance(exceeds, bool):
-        return in_blocks() if exceeds else at_once()
-    return tf.cond(exceeds, in_blocks, at_once)
+    rows, columns = context.query_embeddings.shape[0], pools[0].ids.shape[0]
+    fits = None not in (rows, columns) and 4 * rows * columns <= byte_budget
+    return at_once() if fits else in_blocks()
+
+
+def _not_own(block: CandidatePool, logits: tf.Tensor) -> tf.Tensor:
+    """Returns [B, w] bool: whether the column is not the row's own positive."""
+    # Most blocks hold nobody's positive, and one comparison is a pass over [B, w].
+    return tf.cond(
+        tf.reduce_any(block.own_rows >= 0),
+        lambda: block.own_rows != tf.range(tf.shape(logits)[0])[:, None],
+        lambda: tf.ones_like(logits, tf.bool),
+    )
 
 
 def _block_width(queries: tf.Tensor, byte_budget: int) -> int:
@@ -172,8 +183,3 @@ def _block_width(queries: tf.Tensor, byte_budget: int) -> int:
         least = 4 * (USUAL_ROWS if rows is None else rows)
         raise bad_input("logits_budget", f"at least {least} bytes, one column", byte_budget)
     return width
-
-
-def _size(rows: tf.Tensor) -> tf.Tensor | int:
-    static = rows.shape[0]
-    return tf.shape(rows, tf.int64)[0] if static is None else static

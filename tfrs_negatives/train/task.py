@@ -69,9 +69,10 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         similarity: "dot" or "cosine".
         learn_temperature: train the temperature, starting at `temperature`.
         item_bias: an `ItemBias` that is part of the score.
-        logits_budget: bytes that the logits [B, C] may take, 4 each. Beyond, the loss is computed
-            in blocks of columns, with the same result, where it needs no single logit: no miner, no
-            batch metric, no `score_mask`, one vector per query, a softmax loss.
+        logits_budget: bytes that the logits may take at once, 4 each. Beyond, and where the number
+            of rows is not known in advance, the loss is computed in blocks of columns, with the
+            same result and rather faster, where it needs no single logit: no miner, no batch
+            metric, no `score_mask`, one vector per query, a softmax loss.
         reduction: "mean" over the batch, or "sum", which gives the numbers of TFRS.
         seed: of every draw; two runs with one seed agree.
 
@@ -108,7 +109,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         similarity: Similarity = "dot",
         learn_temperature: bool = False,
         item_bias: ItemBias | None = None,
-        logits_budget: int = 2**28,
+        logits_budget: int = 2**24,
         reduction: Reduction = "mean",
         seed: int = 0,
         **kwargs: Any,
