@@ -265,7 +265,7 @@ def _shuffled(positions: tf.Tensor, num_events: int, *, seed: int, epoch: tf.Ten
     """Positions [m] in the order of an epoch -> row numbers [m], a permutation of all rows."""
     # The cipher uses few low bits of each of the three words of its key, so plain numbers for seed
     # and epoch would repeat after 256 epochs. With the 4 rounds of
-    # `tf.random.experimental.index_shuffle` neighbours would stay together too often.
+    # `tf.random.experimental.index_shuffle` a few orders are hardly shuffled.
     key = tf.random.stateless_uniform(
         [3], tf.stack([tf.constant(seed, tf.int64), epoch]), None, None, tf.int32, alg="philox"
     )
