@@ -125,10 +125,15 @@ def mixture_log_expected_count(
 
 def slice_columns(pool: CandidatePool, start: tf.Tensor, width: tf.Tensor) -> CandidatePool:
     """Returns `width` of the shared columns of a pool, from `start` on."""
+
+    def part(column: tf.Tensor) -> tf.Tensor:
+        # Begin and size, not begin and end: only so XLA knows the size.
+        rest = column.shape.rank - 1
+        return tf.slice(column, [start, *[0] * rest], [width, *[-1] * rest])
+
     whole = {"positive_log_expected_count": None, "num_fresh": None}
-    columns = pool._replace(**whole)
-    sliced = CandidatePool(*(None if x is None else x[start : start + width] for x in columns))
-    return sliced._replace(**{name: getattr(pool, name) for name in whole})
+    sliced = [None if x is None else part(x) for x in pool._replace(**whole)]
+    return CandidatePool(*sliced)._replace(**{name: getattr(pool, name) for name in whole})
 
 
 def _fold_in(seed: tf.Tensor, number: int) -> tf.Tensor:

@@ -177,8 +177,8 @@ class _Blocks:
         if kept is not None:
             logits = tf.where(kept, logits, LOWEST)
         counted = tf.ones_like(logits) if kept is None else tf.cast(kept, tf.float32)
-        finite = tf.cast(self.shift[start : start + width] > -math.inf, tf.float32)
-        num_kept += tf.reduce_sum(tf.linalg.matvec(counted, finite))
+        exists = tf.cast(tf.slice(self.shift, [start], [width]) > -math.inf, tf.float32)
+        num_kept += tf.reduce_sum(tf.linalg.matvec(counted, exists))
         # While nothing was kept the weights are exp(0); they fade to 0 at the first kept logit.
         higher = tf.maximum(peak, tf.reduce_max(logits, axis=1))
         fade = tf.exp(peak - higher)

@@ -102,9 +102,10 @@ class Scorer(NamedTuple):
         scores = Logits(tf.stop_gradient(positive), tf.zeros([]), tf.constant(True))
 
         def keep(start: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-            block = slice_columns(pool, start, tf.shape(logits)[1])
+            width = tf.shape(logits)[1]
+            block = slice_columns(pool, start, width)
             # Masks read scores, as they are before the correction.
-            before = logits + correction[start : start + tf.shape(logits)[1]]
+            before = logits + tf.slice(correction, [start], [width])
             of_block = scores._replace(negatives=before)
             kept = [mask.keep(of_block, block, context) for mask in self.masks]
             return functools.reduce(tf.logical_and, [*kept, _not_own(block, logits)])
