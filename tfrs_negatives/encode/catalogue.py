@@ -43,6 +43,32 @@ def to_keys(ids: Any) -> tf.Tensor:
     return tf.cast(ids, tf.int64)
 
 
+def count_below(table: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
+    """How many entries of a sorted table are smaller: what `tf.searchsorted` answers.
+
+    Compiled by XLA, that compares all with all: 6,144 ids in 41,000 take a thousand times as long.
+
+    Args:
+        table: [N] numbers, ascending, N >= 1 and static.
+        wanted: [...] of the same dtype.
+
+    Returns:
+        [...] int64.
+
+    Example:
+        >>> count_below(tf.constant([2, 5, 9], tf.int64), tf.constant([5, 10, 1], tf.int64)).numpy()
+        array([1, 3, 0])
+    """
+    size = table.shape[0]
+    place = tf.zeros(tf.shape(wanted), tf.int64)
+    # One bit of the answer at a time, the highest first.
+    for bit in reversed(range(size.bit_length())):
+        further = place + 2**bit
+        last = tf.gather(table, tf.minimum(further, size) - 1)
+        place = tf.where((further <= size) & (last < wanted), further, place)
+    return place
+
+
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
 class ItemCatalogue:
     """N items: their ids and the features that the item tower reads.
@@ -108,8 +134,7 @@ class ItemCatalogue:
         """Finds items by id or key: [...] int64 rows, `unknown` for ids not in the catalogue."""
         keys = to_keys(ids)
         flat = tf.reshape(keys, [-1])
-        place = tf.searchsorted(self._sorted_tensor, flat, out_type=tf.int64)
-        place = tf.minimum(place, len(self) - 1)
+        place = tf.minimum(count_below(self._sorted_tensor, flat), len(self) - 1)
         found = tf.gather(self._sorted_tensor, place) == flat
         rows = tf.where(found, tf.gather(self._order_tensor, place), tf.constant(unknown, tf.int64))
         return tf.reshape(rows, tf.shape(keys))

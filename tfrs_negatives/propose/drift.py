@@ -35,7 +35,7 @@ class FeatureDrift(tf.keras.layers.Layer):
 
     Example:
         >>> drift = FeatureDrift(ItemCatalogue([3, 4]))
-        >>> drift.build(2)
+        >>> drift.build([None, 2])
         >>> for vectors in ([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 2.0]]):
         ...     drift.measure_now(lambda features: tf.constant(vectors))
         >>> float(drift.value)   # one probe moved by 1; the squared lengths are 1 and 4
@@ -63,14 +63,14 @@ class FeatureDrift(tf.keras.layers.Layer):
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(items))
         self._rows = np.sort(order[:num_probes])
 
-    def build(self, dim: int) -> None:
-        """Makes the state for embeddings of width `dim`."""
+    def build(self, input_shape: Any) -> None:
+        """Makes the state for embeddings [..., D]."""
         fixed: dict[str, Any] = {"trainable": False, "experimental_autocast": False}
         unknown = tf.keras.initializers.Constant(np.nan)
-        shape = [len(self._rows), int(dim)]
+        shape = [len(self._rows), tf.TensorShape(input_shape)[-1]]
         self.vectors = self.add_weight("vectors", shape, tf.float32, unknown, **fixed)
         self.value = self.add_weight("value", [], tf.float32, unknown, **fixed)
-        super().build(dim)
+        super().build(input_shape)
 
     def measure_now(self, encode: Callable[[Features], tf.Tensor]) -> None:
         """Compares the probes with those of the last measurement; the first only keeps them.

@@ -45,7 +45,7 @@ class MemoryBank(tf.keras.layers.Layer):
 
     Example:
         >>> bank = MemoryBank(3)
-        >>> bank.build(1)
+        >>> bank.build([None, 1])
         >>> bank.push(tf.constant([5, 6], tf.int64), tf.constant([[0.5], [0.6]]))
         >>> bank.push(tf.constant([7, 8], tf.int64), tf.constant([[0.7], [0.8]]))
         >>> bank.read().ids.numpy().tolist(), bank.read().ages.numpy().tolist()
@@ -62,18 +62,18 @@ class MemoryBank(tf.keras.layers.Layer):
             raise bad_input("storage", f"one of {list(get_args(Storage))}", repr(storage))
         self.capacity, self.storage = capacity, storage
 
-    def build(self, dim: int) -> None:
-        """Makes the state for embeddings of width `dim`."""
+    def build(self, input_shape: Any) -> None:
+        """Makes the state for embeddings [..., D]."""
         fixed: dict[str, Any] = {"trainable": False, "experimental_autocast": False}
         constant, slots = tf.keras.initializers.Constant, [self.capacity]
         self.ids = self.add_weight("ids", slots, tf.int64, constant(EMPTY_ID), **fixed)
         self.embeddings = self.add_weight(
-            "embeddings", [*slots, int(dim)], tf.as_dtype(self.storage), constant(0.0), **fixed
+            "embeddings", [*slots, tf.TensorShape(input_shape)[-1]], tf.as_dtype(self.storage), constant(0.0), **fixed
         )
         self.steps = self.add_weight("steps", slots, tf.int64, constant(NEVER), **fixed)
         self.step = self.add_weight("step", [], tf.int64, constant(0), **fixed)
         self.next_slot = self.add_weight("next_slot", [], tf.int64, constant(0), **fixed)
-        super().build(dim)
+        super().build(input_shape)
 
     def read(self) -> BankContents:
         """Returns all M slots as they are before the next batch is pushed."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue, to_keys
+from tfrs_negatives.encode.catalogue import ItemCatalogue, count_below, to_keys
 from tfrs_negatives.types import CandidatePool, Columns, Logits, Part, StepContext, bad_input
 
 
@@ -145,11 +145,7 @@ class KnownPositives(Part):
 
     def _places(self, table: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
         """Returns [...] int64: where in the table each number is, the end for one that is not."""
-        if self.static_shapes:
-            place = _bisect(table, wanted)
-        else:
-            flat = tf.searchsorted(table, tf.reshape(wanted, [-1]), out_type=tf.int64)
-            place = tf.reshape(flat, tf.shape(wanted))
+        place = tf.minimum(count_below(table, wanted), table.shape[0] - 1)
         end = tf.shape(table, tf.int64)[0] - 1
         return tf.where(tf.gather(table, place) == wanted, place, end)
 
@@ -249,21 +245,6 @@ def _ranges(start: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _sorted_table(numbers: np.ndarray) -> tf.Tensor:
     """Sorted int64 and one more, so that a search may end after the last one."""
     return tf.constant(np.append(numbers, np.iinfo(np.int64).max))
-
-
-def _bisect(table: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
-    """What `tf.searchsorted` answers; compiled by XLA that would compare all with all."""
-    last = table.shape[0] - 1
-
-    def halve(number: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        middle = (low + high) // 2
-        below = (low < high) & (tf.gather(table, middle) < wanted)
-        return number + 1, tf.where(below, middle + 1, low), tf.where(below, high, middle)
-
-    # A loop and not a row of operations, which XLA would fuse and compute again in each of them.
-    low = tf.zeros_like(wanted)
-    rounds = last.bit_length()
-    return tf.while_loop(lambda number, *_: number < rounds, halve, (0, low, low + last))[1]
 
 
 def _pack(numbers: np.ndarray) -> str:

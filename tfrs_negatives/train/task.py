@@ -175,8 +175,8 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
     def build(self, input_shape: Any) -> None:
         """Makes the state of the sources, for embeddings of the width of the queries."""
         for source in self.negatives:
-            if isinstance(source, tf.keras.layers.Layer) and not source.built:
-                source.build(tf.TensorShape(input_shape)[-1])
+            if isinstance(source, tf.keras.layers.Layer):
+                source.build(input_shape)
         super().build(input_shape)
 
     def call(

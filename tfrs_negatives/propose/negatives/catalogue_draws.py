@@ -14,7 +14,7 @@ import tensorflow as tf
 from typing_extensions import Self
 
 from tfrs_negatives.encode.across_replicas import encode_together
-from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.encode.catalogue import ItemCatalogue, count_below
 from tfrs_negatives.propose.frequency import log_shares
 from tfrs_negatives.types import Candidates, Part, StepContext, bad_input
 
@@ -161,8 +161,8 @@ class Popularity(CountedDraws):
         self._log_probability = (powers - powers.max()) - np.log(probability.sum())
 
     def draw(self, uniform: tf.Tensor) -> tf.Tensor:
-        """Returns the first row whose cumulative probability is above u."""
-        return tf.searchsorted(tf.constant(self._cumulative), uniform, "right", tf.int64)
+        """Returns the first row whose cumulative probability reaches u."""
+        return count_below(tf.constant(self._cumulative), uniform)
 
     def log_probability(self, rows: tf.Tensor) -> tf.Tensor:
         """Returns log p."""

@@ -96,14 +96,16 @@ class CrossBatch(tf.keras.layers.Layer):
             if value is not None and value < 1:
                 raise bad_input(name, "at least 1", value)
 
-    def build(self, dim: int) -> None:
-        """Makes the state for embeddings of width `dim`."""
-        self.bank.build(dim)
+    def build(self, input_shape: Any) -> None:
+        """Makes the state for embeddings [..., D]; the task and a loaded file may both ask."""
+        if self.built:
+            return
+        self.bank.build(input_shape)
         if self.drift is not None:
-            self.drift.build(dim)
+            self.drift.build(input_shape)
             zero: dict[str, Any] = {"initializer": "zeros", "trainable": False}
             self.since_probe = self.add_weight("since_probe", [], tf.int64, **zero)
-        super().build(dim)
+        super().build(input_shape)
 
     def propose(self, context: StepContext) -> Candidates:
         """Returns M columns, of which the slots in use are filled."""

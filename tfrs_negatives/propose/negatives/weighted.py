@@ -59,11 +59,11 @@ class Weighted(tf.keras.layers.Layer):
         self.source, self.weight = source, weight
         self.needs_frequency = source.needs_frequency
 
-    def build(self, dim: int) -> None:
+    def build(self, input_shape: Any) -> None:
         """Makes the state of the source, where it has one."""
         if isinstance(self.source, tf.keras.layers.Layer):
-            self.source.build(dim)
-        super().build(dim)
+            self.source.build(input_shape)
+        super().build(input_shape)
 
     def log_weight(self, context: StepContext) -> tf.Tensor:
         """Returns log w of this step, scalar float32."""
