@@ -155,8 +155,16 @@ def trained(name, replicas, optimizer):
     strategy = strategy_of(replicas)
     with strategy.scope():
         model = make_model(name, optimizer)
-    logs = []
-    for step in range(len(SIZES)):
+    logs = train_steps(strategy, model, range(len(SIZES)))
+    local = strategy.experimental_local_results
+    states = [[x.numpy() for x in local(v)] for v in state_of(model)]
+    return logs, states, describe_last_step(model.task)
+
+
+def train_steps(strategy, model, steps):
+    """The logs of each step."""
+    replicas, logs = strategy.num_replicas_in_sync, []
+    for step in steps:
         parts = split(batch(step), replicas)
         value = strategy.experimental_distribute_values_from_function(
             lambda context, parts=parts: parts[context.replica_id_in_sync_group]
@@ -165,8 +173,7 @@ def trained(name, replicas, optimizer):
         results = strategy.run(model.train_step, args=(value,))
         local = strategy.experimental_local_results
         logs.append({key: float(local(x)[0]) for key, x in results.items()})
-    states = [[x.numpy() for x in local(v)] for v in state_of(model)]
-    return logs, states, describe_last_step(model.task)
+    return logs
 
 
 def state_of(model):
@@ -259,6 +266,26 @@ def test_two_worker_processes_equal_one(tmp_path):
         assert losses.tolist() == pytest.approx([log["loss"] for log in logs], rel=1e-5)
         for received, (wanted,) in zip(states, expected, strict=True):
             np.testing.assert_allclose(received, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("saved_on", "restored_on"), [(2, 1), (1, 2), (2, 4)])
+def test_training_goes_on_with_another_number_of_replicas(tmp_path, saved_on, restored_on):
+    models = []
+    for replicas in (saved_on, restored_on):
+        strategy = strategy_of(replicas)
+        with strategy.scope():
+            model = make_model("everything", tf.keras.optimizers.Adagrad)
+            model.optimizer.build(model.trainable_variables)
+        models.append((strategy, model))
+    (first, model), (second, other) = models
+    train_steps(first, model, [0])
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "saved"))
+    tf.train.Checkpoint(model=other).read(path).assert_existing_objects_matched()
+    logs, expected = train_steps(second, other, [1, 2]), train_steps(first, model, [1, 2])
+    for received, wanted in zip(logs, expected, strict=True):
+        assert received["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+    for received, wanted in zip(state_of(other), state_of(model), strict=True):
+        np.testing.assert_allclose(received.numpy(), wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------ what the gathers do

@@ -68,7 +68,11 @@ class MemoryBank(tf.keras.layers.Layer):
         constant, slots = tf.keras.initializers.Constant, [self.capacity]
         self.ids = self.add_weight("ids", slots, tf.int64, constant(EMPTY_ID), **fixed)
         self.embeddings = self.add_weight(
-            "embeddings", [*slots, tf.TensorShape(input_shape)[-1]], tf.as_dtype(self.storage), constant(0.0), **fixed
+            "embeddings",
+            [*slots, tf.TensorShape(input_shape)[-1]],
+            tf.as_dtype(self.storage),
+            constant(0.0),
+            **fixed,
         )
         self.steps = self.add_weight("steps", slots, tf.int64, constant(NEVER), **fixed)
         self.step = self.add_weight("step", [], tf.int64, constant(0), **fixed)
