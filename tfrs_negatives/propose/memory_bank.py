@@ -66,14 +66,9 @@ class MemoryBank(tf.keras.layers.Layer):
         """Makes the state for embeddings [..., D]."""
         fixed: dict[str, Any] = {"trainable": False, "experimental_autocast": False}
         constant, slots = tf.keras.initializers.Constant, [self.capacity]
+        vectors, storage = [*slots, tf.TensorShape(input_shape)[-1]], tf.as_dtype(self.storage)
         self.ids = self.add_weight("ids", slots, tf.int64, constant(EMPTY_ID), **fixed)
-        self.embeddings = self.add_weight(
-            "embeddings",
-            [*slots, tf.TensorShape(input_shape)[-1]],
-            tf.as_dtype(self.storage),
-            constant(0.0),
-            **fixed,
-        )
+        self.embeddings = self.add_weight("embeddings", vectors, storage, constant(0.0), **fixed)
         self.steps = self.add_weight("steps", slots, tf.int64, constant(NEVER), **fixed)
         self.step = self.add_weight("step", [], tf.int64, constant(0), **fixed)
         self.next_slot = self.add_weight("next_slot", [], tf.int64, constant(0), **fixed)
