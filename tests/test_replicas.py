@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfrs_negatives.datasets import Interactions
 from tfrs_negatives.encode.across_replicas import all_rows, encode_together, place_of_rows
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.encode.features import IdDropout
@@ -32,7 +33,8 @@ from tfrs_negatives.propose.negatives import (
     Weighted,
 )
 from tfrs_negatives.score.affinity import ItemBias
-from tfrs_negatives.score.keep_masks import AccidentalHits
+from tfrs_negatives.score.keep_masks import AccidentalHits, ScoreMargin
+from tfrs_negatives.score.known_positives import KnownPositives
 from tfrs_negatives.train.hard_negatives import Hardest
 from tfrs_negatives.train.losses import EasyHardMixture
 from tfrs_negatives.train.task import Retrieval
@@ -43,6 +45,11 @@ RNG = np.random.default_rng(5)
 ITEMS = ItemCatalogue(np.arange(N) + 50)
 COUNTS = np.arange(N) + 1.0
 SGD = functools.partial(tf.keras.optimizers.SGD, 0.5)
+HISTORY = Interactions(
+    {"user_id": np.repeat(np.arange(USERS), 2)},
+    RNG.integers(0, N, 2 * USERS) + 50,
+    query_key="user_id",
+)
 FADE_IN = tf.keras.optimizers.schedules.PolynomialDecay(0.0, 3, 1.0)
 # Three steps; the last batch is short, so that a replica of four has no row at all.
 SIZES = [B, B, 5]
@@ -59,6 +66,16 @@ COMPOSITIONS = {
     "logq, gaps": lambda: {"frequency": StreamingFrequency(64, 2, method="interval")},
     "logq, exact": lambda: {"frequency": ExactFrequency(ITEMS.ids, COUNTS)},
     "hits": lambda: {"masks": [AccidentalHits()], "correct": None},
+    "several hits": lambda: {
+        "masks": [AccidentalHits(more_positives="liked")],
+        "correct": None,
+    },
+    "known positives": lambda: {
+        "masks": [KnownPositives(HISTORY, ITEMS)],
+        "negatives": [InBatch(), CrossBatch(9), Explicit("rejected", ITEMS)],
+        "frequency": streaming(),
+    },
+    "score margin": lambda: {"masks": [ScoreMargin(-0.2, 0.1)]},
     "uniform": lambda: {"negatives": [InBatch(), Uniform(ITEMS, 7)], "frequency": streaming()},
     "popularity": lambda: {"negatives": [Popularity(ITEMS, 7, counts=COUNTS)]},
     "log-uniform": lambda: {
@@ -109,6 +126,7 @@ def batch(step):
         "item_id": rng.integers(0, N, size) + 50,
         "sample_weight": rng.random(size).astype(np.float32),
         "rejected": np.where(rng.random((size, 3)) < 0.3, -1, rng.integers(0, N, (size, 3)) + 50),
+        "liked": rng.integers(0, N, (size, 2)) + 50,
         "index_items": {"item_id": rng.integers(0, N, 8) + 50},
     }
 
