@@ -78,7 +78,14 @@ def _join(
     if corrected and rank == 1:
         counts = mixture_log_expected_count([p.source for p in proposals], ids, context)
     elif corrected:
-        own = [p.source.log_expected_count(p.candidates.ids, context) for p in proposals]
+        # Chosen, not drawn: a weight is no larger count of them, which would take it back.
+        sources = [
+            p.source.unweighted if isinstance(p.source, Weighted) else p.source for p in proposals
+        ]
+        own = [
+            s.log_expected_count(p.candidates.ids, context)
+            for s, p in zip(sources, proposals, strict=True)
+        ]
         counts = tf.concat(own, axis=-1)
     weights = _log_weights(proposals, widths, context)
     last = max((n for n, c in enumerate(candidates, 1) if not c.stale), default=0)
