@@ -12,16 +12,18 @@ from small_batch import (
     CATALOGUE,
     CORPUS,
     DRAWN,
+    NUM_ITEMS,
     NUM_ROWS,
     QUERIES,
     Drawn,
     Q,
+    encode_items,
     exact_frequency,
     pool_of,
     run,
 )
 
-from tfrs_negatives.propose.negatives import Explicit, InBatch, Weighted
+from tfrs_negatives.propose.negatives import Explicit, InBatch, Uniform, Weighted
 from tfrs_negatives.train.task import Retrieval
 
 # Nothing, one's own positive (row 0 has 103), an item of the batch, and one twice.
@@ -86,3 +88,31 @@ def test_the_weight_of_a_weighted_source_is_the_product(policy):
         twice = loss_of(InBatch(), Weighted(Weighted(source(), 0.5), 0.3), correct=policy)
         once = loss_of(InBatch(), Weighted(source(), 0.15), correct=policy)
         assert twice == pytest.approx(once, **close)
+
+
+@policies
+def test_a_source_that_is_off_is_not_there(policy):
+    for others in ([explicit], [lambda: Drawn(DRAWN)], [lambda: Drawn(DRAWN), explicit]):
+        off = [Weighted(InBatch(), 0.0), *(make() for make in others)]
+        without = loss_of(*(make() for make in others), correct=policy)
+        assert without > 0.1
+        assert loss_of(*off, correct=policy) == pytest.approx(without, **close)
+
+
+@policies
+def test_a_positive_that_no_source_proposes_still_competes(policy):
+    ids = np.array([999, *BATCH_IDS[1:NUM_ROWS]])
+    loss = loss_of(Uniform(CATALOGUE, 4), correct=policy, call={"candidate_ids": ids})
+    drawn = {}
+
+    def record(features):
+        drawn["ids"] = features["item_id"].numpy()
+        return encode_items(features)
+
+    source = Uniform(CATALOGUE, 4)
+    call = {"candidate_ids": ids, "encode_items": record}
+    assert loss_of(source, correct=policy, call=call) == loss
+    terms = [reference.Term(Column(i, CORPUS[i - 100]), 4 / NUM_ITEMS) for i in drawn["ids"]]
+    # Item 999 has no count: its positive is left as it is.
+    counts = [1.0, *[4 / NUM_ITEMS] * (NUM_ROWS - 1)]
+    assert loss == pytest.approx(expected_loss(terms, None, policy=policy, counts=counts), **close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,6 +48,9 @@ def build_pools(
     if corrected:
         drawn = [p.source for p in shared]
         positives = mixture_log_expected_count(drawn, context.positive_ids, context)
+        # A positive that no source can propose (all are off, or it is outside the catalogue) is
+        # left as it is: divided by a count of 0 it would win against anything.
+        positives = tf.where(positives > -math.inf, positives, 0.0)
     groups = [group for group in (shared, per_row) if group]
     return [_join(group, context, positives, corrected=corrected) for group in groups]
 
