@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,6 +48,9 @@ def build_pools(
     if corrected:
         drawn = [p.source for p in shared]
         positives = mixture_log_expected_count(drawn, context.positive_ids, context)
+        # A positive that no source can propose (all are off, or it is outside the catalogue) is
+        # left as it is: divided by a count of 0 it would win against anything.
+        positives = tf.where(positives > -math.inf, positives, 0.0)
     groups = [group for group in (shared, per_row) if group]
     return [_join(group, context, positives, corrected=corrected) for group in groups]
 
@@ -78,7 +82,14 @@ def _join(
     if corrected and rank == 1:
         counts = mixture_log_expected_count([p.source for p in proposals], ids, context)
     elif corrected:
-        own = [p.source.log_expected_count(p.candidates.ids, context) for p in proposals]
+        # Chosen, not drawn: a weight is no larger count of them, which would take it back.
+        sources = [
+            p.source.unweighted if isinstance(p.source, Weighted) else p.source for p in proposals
+        ]
+        own = [
+            s.log_expected_count(p.candidates.ids, context)
+            for s, p in zip(sources, proposals, strict=True)
+        ]
         counts = tf.concat(own, axis=-1)
     weights = _log_weights(proposals, widths, context)
     last = max((n for n, c in enumerate(candidates, 1) if not c.stale), default=0)

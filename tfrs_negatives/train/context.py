@@ -81,7 +81,9 @@ def _keys(candidate_ids: tf.Tensor | None, candidates: tf.Tensor) -> tf.Tensor:
 
 
 def _without_training(encode: Encoder) -> Encoder:
-    if "training" not in inspect.signature(encode).parameters:
+    # The signature of a layer itself is that of any layer.
+    call = encode.call if isinstance(encode, tf.keras.layers.Layer) else encode
+    if "training" not in inspect.signature(call).parameters:
         return encode
     return lambda features: encode(features, training=False)
 

@@ -17,6 +17,8 @@ from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.types import Features, Similarity, bad_input
 
 logger = logging.getLogger("tfrs_negatives")
+# Measured in training steps; in the logs of an evaluation they would be 0, which is no measurement.
+TRAINING_ONLY = frozenset({"masked_share", "bank_fill", "bank_age", "bank_drift"})
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
@@ -124,9 +126,7 @@ class TwoTower(tfrs.Model):
     def test_step(self, features: Features) -> dict[str, tf.Tensor]:
         """One step of `evaluate`: the loss on held-out batches, with the state left alone."""
         logs = self._log(self._step_losses(features, training=False), features)
-        # Measured in training steps only; 0 would be no measurement.
-        logs.pop("masked_share", None)
-        return logs
+        return {name: value for name, value in logs.items() if name not in TRAINING_ONLY}
 
     def _step_losses(self, features: Features, *, training: bool) -> tuple[tf.Tensor, ...]:
         loss = self.compute_loss(features, training=training)

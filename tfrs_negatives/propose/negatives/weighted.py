@@ -43,8 +43,10 @@ class Weighted(tf.keras.layers.Layer):
         >>> Weighted(InBatch(), fade_in).name
         'in_batch'
 
-    Relations: weight 1 is the source itself; a common weight of all sources cancels under
-        `correct="both"`.
+    Relations: weight 1 is the source itself, weight 0 a task without it, and a weight of a weighted
+        source the product. A common weight of all sources cancels under `correct="negatives"`;
+        under "both" or None every negative counts w times against the positive. Columns of single
+        rows have no expected count: w exp(score) is what they contribute under any correction.
     """
 
     def __init__(
@@ -65,10 +67,17 @@ class Weighted(tf.keras.layers.Layer):
             self.source.build(input_shape)
         super().build(input_shape)
 
+    @property
+    def unweighted(self) -> NegativeSource:
+        """The source without any weight."""
+        return self.source.unweighted if isinstance(self.source, Weighted) else self.source
+
     def log_weight(self, context: StepContext) -> tf.Tensor:
         """Returns log w of this step, scalar float32."""
         weight = self.weight(context.step) if isinstance(self.weight, Schedule) else self.weight
-        return tf.math.log(tf.cast(weight, tf.float32))
+        own = tf.math.log(tf.cast(weight, tf.float32))
+        inner = self.source.log_weight(context) if isinstance(self.source, Weighted) else 0.0
+        return own + inner
 
     def propose(self, context: StepContext) -> Candidates:
         """Returns the columns of the source, all of them empty while the weight is 0."""
@@ -78,7 +87,7 @@ class Weighted(tf.keras.layers.Layer):
 
     def log_expected_count(self, ids: tf.Tensor, context: StepContext) -> tf.Tensor:
         """Returns log(w c), float32, the shape of ids."""
-        return self.log_weight(context) + self.source.log_expected_count(ids, context)
+        return self.log_weight(context) + self.unweighted.log_expected_count(ids, context)
 
     def remember(self, context: StepContext) -> None:
         """Lets the source take in the batch, whatever its weight."""
