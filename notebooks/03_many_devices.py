@@ -15,8 +15,8 @@
 # # Many devices
 #
 # The same global batch gives the same loss on 1, 2 and 4 replicas, because every replica sees the
-# items of all. The devices here are logical CPUs, so the notebook runs anywhere; with GPUs only the
-# names of the devices change.
+# items of all. The devices here are logical CPUs, so the notebook runs anywhere; with GPUs only
+# the names of the devices change.
 
 # %%
 import os
@@ -54,10 +54,11 @@ def replicas(number):
 # %% [markdown]
 # ## What goes wrong without the gather
 #
-# 32 rows, and embeddings that are all the same: each row picks its positive among 32 with probability
-# 1/32, and the sum of the losses is 32 ln 32 = 110.9. On two replicas `tfrs.tasks.Retrieval` sees 16
-# rows at a time, half of the negatives, and logs 2 * 16 ln 16 = 88.7: another problem, an easier
-# one. With `tfn.Retrieval` the number of devices is not part of the result.
+# 32 rows, and embeddings that are all the same: each row picks its positive among 32 with
+# probability 1/32, and the sum of the losses is 32 ln 32 = 110.9. On two replicas
+# `tfrs.tasks.Retrieval` sees 16 rows at a time, half of the negatives, and logs 2 * 16 ln 16 =
+# 88.7: another problem, an easier one. With `tfn.Retrieval` the number of devices is not part of
+# the result.
 
 
 # %%
@@ -80,21 +81,22 @@ for label, task in {
 # %% [markdown]
 # ## A training on 1, 2 and 4 replicas
 #
-# Mixed and cross-batch negatives with the streaming correction, and a short last batch. `fit` splits
-# each batch among the replicas.
+# Mixed and cross-batch negatives with the streaming correction, and a short last batch. `fit`
+# splits each batch among the replicas.
 
 # %%
 data = tfn.datasets.synthetic(num_users=500, num_items=400, num_events=8000)
 queries = tfn.infer_features(data.train.query_features)
 items = tfn.infer_features(data.items.features)
-B, EPOCHS = 512, 3
+B, EPOCHS = 512, 2
 STEPS = data.train.steps_per_epoch(B)
 
 
 def make_model():
     tf.keras.utils.set_random_seed(1)
-    query_tower = tfn.build_tower(queries, name="query_tower")
-    item_tower = tfn.build_tower(items, name="item_tower")
+    sizes = {"hidden": [64], "output_dim": 32}
+    query_tower = tfn.build_tower(queries, name="query_tower", **sizes)
+    item_tower = tfn.build_tower(items, name="item_tower", **sizes)
     task = tfn.recipes.mixed_cross_batch_negative_sampling(
         data.items, num_uniform=128, capacity=1024
     )
@@ -103,12 +105,24 @@ def make_model():
     return model
 
 
-def train(number, callbacks=(), epochs=EPOCHS):
+first = make_model()
+no_sharding = tf.data.Options()  # of files among workers; here is one, and no file
+no_sharding.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+
+
+def train(number, callbacks=()):
     with replicas(number).scope():
         model = make_model()
-        batches = data.train.stream(B, item_key=model.item_key, start_step=model.steps_done)
+    # A strategy draws other initial weights, so all begin with those of one model.
+    model.query_tower.set_weights(first.query_tower.get_weights())
+    model.item_tower.set_weights(first.item_tower.get_weights())
+    batches = data.train.stream(B, item_key=model.item_key, start_step=model.steps_done)
     history = model.fit(
-        batches, epochs=epochs, steps_per_epoch=STEPS, verbose=0, callbacks=[*callbacks]
+        batches.with_options(no_sharding),
+        epochs=EPOCHS,
+        steps_per_epoch=STEPS,
+        verbose=0,
+        callbacks=[*callbacks],
     )
     return model, history.history["loss"]
 
@@ -128,15 +142,16 @@ for number in (1, 2, 4):
 #
 # ## What is gathered, what stays local
 #
-# | | |
+# | | what |
 # |---|---|
-# | gathered from all replicas | item embeddings (with gradient) and item ids of the batch; what `Uniform` and its kin encode, each replica its share |
-# | the same on every replica by construction | draws, frequency table, memory bank, step, learned temperature |
-# | local | query embeddings, scores [B / R, C], masks, columns of `Explicit`, sample weights |
+# | gathered | ids and embeddings of the batch's items; what `Uniform` encodes, each its share |
+# | the same everywhere | draws, frequency table, memory bank, step, temperature |
+# | local | queries, scores [B / R, C], masks, columns of `Explicit`, sample weights |
 #
-# A step sends B (D + 2) + B' D numbers or so, not logits. Every replica has the whole pool, so the
-# memory for the logits is that of its own rows. A bank of capacity M stands on each replica and must
-# hold at least the *global* batch.
+# Gradients flow back through the gather: that of an item is the sum of what all replicas made of
+# it. A step sends about (B + B') D numbers beside the weights, and no logits. Every replica has
+# the whole pool, so the memory for the logits is that of its own rows. A bank of capacity M stands
+# on each replica and must hold at least the *global* batch.
 
 # %%
 bank = models[2].task.negatives[2].bank
@@ -162,14 +177,14 @@ print(f"largest difference from the bank on one device: {np.abs(copies[0] - sing
 # model.fit(...)
 # ```
 #
-# Nothing else changes. `tests/worker.py` is such a script, and `tests/test_replicas.py` compares two
-# workers with one process.
+# Nothing else changes. `tests/worker.py` is such a script, and `tests/test_replicas.py` compares
+# two workers with one process.
 #
 # ## Save and resume
 #
 # Batch t of `Interactions.stream` depends on t and the seed alone, and `tfn.Checkpoints` keeps
-# weights, optimizer, frequencies, bank and the number of steps. A training that was stopped goes on
-# with the batch that was next. Give `fit` the same `epochs` and `steps_per_epoch` again.
+# weights, optimizer, frequencies, bank and the number of steps. A training that was stopped goes
+# on with the batch that was next. Give `fit` the same `epochs` and `steps_per_epoch` again.
 
 
 # %%
