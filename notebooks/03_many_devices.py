@@ -136,9 +136,9 @@ for number in (1, 2):
     print(f"{number} replicas: loss {[round(x, 4) for x in losses]}, recall at 100: {recall:.3f}")
 
 # %% [markdown]
-# Sums of floats in another order differ in the last digits, and training makes these grow slowly.
-# With random layers (`id_dropout`, `Dropout`) the replicas draw differently, and the results agree
-# only on average.
+# The losses of the two are close, not equal. Single training steps from the same weights agree to
+# the last digits, as `tests/test_replicas.py` holds; why these two calls of `fit` differ by more
+# than rounding is open. So do not read the difference below as the precision of the gather.
 #
 # ## What is gathered, what stays local
 #
