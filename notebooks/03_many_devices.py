@@ -79,16 +79,16 @@ for label, task in {
     print(label.ljust(32), "on 1, 2, 4 replicas:", *losses)
 
 # %% [markdown]
-# ## A training on 1, 2 and 4 replicas
+# ## A training on 1 and on 2 replicas
 #
-# Mixed and cross-batch negatives with the streaming correction, and a short last batch. `fit`
-# splits each batch among the replicas.
+# Mixed and cross-batch negatives with the streaming correction. `fit` splits each batch among the
+# replicas.
 
 # %%
 data = tfn.datasets.synthetic(num_users=500, num_items=400, num_events=8000)
 queries = tfn.infer_features(data.train.query_features)
 items = tfn.infer_features(data.items.features)
-B, EPOCHS = 512, 2
+B, EPOCHS = 400, 2  # a whole number of batches
 STEPS = data.train.steps_per_epoch(B)
 
 
@@ -128,7 +128,7 @@ def train(number, callbacks=()):
 
 
 models = {}
-for number in (1, 2, 4):
+for number in (1, 2):
     model, losses = train(number)
     result = tfn.evaluate(model, data.test, ks=(100,), exclude=data.train)
     recall = result.metrics["recall_at_100"]
@@ -136,9 +136,9 @@ for number in (1, 2, 4):
     print(f"{number} replicas: loss {[round(x, 4) for x in losses]}, recall at 100: {recall:.3f}")
 
 # %% [markdown]
-# Sums of floats in another order differ in the last digits, and training makes these grow slowly.
-# With random layers (`id_dropout`, `Dropout`) the replicas draw differently, and the results agree
-# only on average.
+# The losses of the two are close, not equal. Single training steps from the same weights agree to
+# the last digits, as `tests/test_replicas.py` holds; why these two calls of `fit` differ by more
+# than rounding is open. So do not read the difference below as the precision of the gather.
 #
 # ## What is gathered, what stays local
 #
@@ -184,7 +184,8 @@ print(f"largest difference from the bank on one device: {np.abs(copies[0] - sing
 #
 # Batch t of `Interactions.stream` depends on t and the seed alone, and `tfn.Checkpoints` keeps
 # weights, optimizer, frequencies, bank and the number of steps. A training that was stopped goes
-# on with the batch that was next. Give `fit` the same `epochs` and `steps_per_epoch` again.
+# on with the batch that was next. Give `fit` the same `epochs` and `steps_per_epoch` again. It is
+# shown on one device.
 
 
 # %%
@@ -202,11 +203,11 @@ def checkpoints():
 
 
 try:
-    train(2, [checkpoints(), Stop()])
+    train(1, [checkpoints(), Stop()])
 except KeyboardInterrupt:
     print(f"stopped in step {STEPS + 3} of {EPOCHS * STEPS}")
-resumed, losses = train(2, [checkpoints()])
+resumed, losses = train(1, [checkpoints()])
 print("steps after resuming:", int(resumed.steps_done.numpy()))
-pairs = zip(resumed.trainable_variables, models[2].trainable_variables, strict=True)
+pairs = zip(resumed.trainable_variables, models[1].trainable_variables, strict=True)
 difference = max(float(tf.reduce_max(tf.abs(a - b))) for a, b in pairs)
 print(f"largest difference from the training without a stop: {difference:.1e}")
