@@ -189,7 +189,7 @@ def _fit(
         size,
         item_key=model.item_key,
         seed=config.train.seed,
-        start_step=model.optimizer.iterations,
+        start_step=checkpoints.restore(model),
     )
     model.fit(
         stream,
