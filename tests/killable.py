@@ -19,10 +19,6 @@ from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.model_builder import build_model
 
 EVENTS, ITEMS, BATCH, EPOCHS, STEPS = 58, 12, 8, 3, 8  # 58 events are 7 full batches and one of 2
-CALLBACKS = {
-    "ours": lambda folder: Checkpoints(folder, every_steps=5),
-    "keras": lambda folder: tf.keras.callbacks.BackupAndRestore(str(folder), save_freq=5),
-}
 OPTIMIZERS = {"ours": "sparse_adam", "keras": "adagrad"}
 
 
@@ -57,14 +53,30 @@ def make_model(optimizer="sparse_adam", seed=0):
     )
 
 
-def train(model, *callbacks, epochs=EPOCHS):
-    """Trains all epochs, or what is left of them; returns the losses."""
-    log = make_data().train
-    stream = log.stream(BATCH, item_key="item", start_step=model.steps_done)
+def fit(model, start, *callbacks, epochs=EPOCHS):
+    """Trains with the batches from `start` on; returns the losses of the epochs."""
+    stream = make_data().train.stream(BATCH, item_key="item", start_step=start)
     history = model.fit(
         stream, steps_per_epoch=STEPS, epochs=epochs, callbacks=list(callbacks), verbose=0
     )
     return history.history.get("loss", [])
+
+
+def train_with_ours(model, folder, *callbacks):
+    checkpoints = Checkpoints(folder, every_steps=5)
+    return fit(model, checkpoints.restore(model), checkpoints, *callbacks)
+
+
+def train_with_keras(model, folder, *callbacks):
+    backup = tf.keras.callbacks.BackupAndRestore(str(folder), save_freq=5)
+    # It restores inside of `fit`, so the step that the data begins with is read before.
+    newest = tf.train.latest_checkpoint(f"{folder}/chief")
+    name = "model/optimizer/_iterations/.ATTRIBUTES/VARIABLE_VALUE"
+    start = 0 if newest is None else int(tf.train.load_variable(newest, name))
+    return fit(model, start, backup, *callbacks)
+
+
+TRAIN = {"ours": train_with_ours, "keras": train_with_keras}
 
 
 def state_of(model):
@@ -75,18 +87,29 @@ def state_of(model):
     return [(v.name.split("/")[-1], v.numpy()) for v in variables if v.ref() not in metrics]
 
 
-class Kill(tf.keras.callbacks.Callback):
-    """Ends this process after a step, as the out-of-memory killer would."""
+class After(tf.keras.callbacks.Callback):
+    """Does something in the middle of training, after a step."""
 
-    def __init__(self, after):
+    def __init__(self, step, action):
         super().__init__()
-        self.after = after
+        self.step, self.action = step, action
 
     def on_train_batch_end(self, batch, logs=None):
-        if int(self.model.optimizer.iterations) == self.after:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if int(self.model.optimizer.iterations) == self.step:
+            self.action()
+
+
+def kill():
+    """Ends this process as the out-of-memory killer would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_until(kind, folder, step, action):
+    model = make_model(OPTIMIZERS[kind], seed=5)
+    TRAIN[kind](model, f"{folder}/{kind}", After(step, action))
 
 
 if __name__ == "__main__":
-    folder, kind, after = sys.argv[1:]
-    train(make_model(OPTIMIZERS[kind], seed=5), CALLBACKS[kind](folder), Kill(int(after)))
+    # The second training begins inside the first, so that one kill meets both half-way.
+    folder, step = sys.argv[1], int(sys.argv[2])
+    train_until("ours", folder, step, lambda: train_until("keras", folder, step, kill))

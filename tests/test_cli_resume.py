@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 from test_cli import SMALL
 
 from tfrs_negatives import experiments, run_folder
 from tfrs_negatives.config import load_config
 from tfrs_negatives.progress import EpochProgress
+from tfrs_negatives.run_folder import unfinished_of
 
 # 320 training events: epochs of 5 steps, checkpoints after 2, 4, 5, 7, 9 and 10.
 OPTIONS = [*SMALL, "train.checkpoint_every_steps=2", "evaluation.every_epochs=2"]
@@ -26,11 +28,27 @@ def source(log_file):
     return f"data.source=csv:{log_file}"
 
 
+class CopyAfter(tf.keras.callbacks.Callback):
+    """Copies a folder after a step: what a process leaves that is killed there."""
+
+    def __init__(self, step, folder, target):
+        super().__init__()
+        self.step, self.folder, self.target = step, folder, target
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == self.step:
+            shutil.copytree(self.folder, self.target)
+
+
 @pytest.fixture(scope="module")
 def complete(source, tmp_path_factory):
     """A run that nothing has interrupted."""
     folder = tmp_path_factory.mktemp("complete") / "first"
-    experiments.train_run(load_config(overrides=[source, *OPTIONS]), folder)
+    (folder.parent / "later").mkdir()
+    copy = CopyAfter(8, unfinished_of(folder), unfinished_of(folder.parent / "later" / "first"))
+    config = load_config(overrides=[source, *OPTIONS])
+    experiments.train_run(config, folder, callbacks=[copy])
+    (folder.parent / "later").rename(tmp_path_factory.getbasetemp() / "interrupted")
     return folder
 
 
@@ -45,22 +63,10 @@ def stop_with(error, after):
     return on_train_batch_end
 
 
-@pytest.fixture(scope="module")
-def interrupted(source, tmp_path_factory):
-    """A folder with what Ctrl-C after step 8 left."""
-    config = load_config(overrides=[source, *OPTIONS])
-    folder = tmp_path_factory.mktemp("interrupted") / "first"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EpochProgress, "on_train_batch_end", stop_with(KeyboardInterrupt(), 8))
-        with pytest.raises(KeyboardInterrupt):
-            experiments.train_run(config, folder, callbacks=[EpochProgress()])
-    return folder.parent
-
-
 @pytest.fixture
-def run(interrupted, tmp_path):
-    """The name of a run that was interrupted after step 8; its last checkpoint is of step 7."""
-    shutil.copytree(interrupted, tmp_path / "runs")
+def run(complete, tmp_path_factory, tmp_path):
+    """The name of a run that was killed after step 8; its last checkpoint is of step 7."""
+    shutil.copytree(tmp_path_factory.getbasetemp() / "interrupted", tmp_path / "runs")
     return tmp_path / "runs" / "first"
 
 
@@ -158,40 +164,33 @@ def test_a_kill_while_the_end_of_an_epoch_is_saved(call, source, complete, tmp_p
     assert_same_run(run, complete)
 
 
-def test_a_crash_after_the_last_step_of_a_run_that_replaces_another(
-    call, run, complete, monkeypatch
+def test_crashes_after_the_last_step_of_a_run_that_replaces_another(
+    call, run, complete, monkeypatch, caplog
 ):
     def crash(*_, **__):
-        raise RuntimeError("out of luck")
+        raise KeyboardInterrupt
+
+    def resume_with(module, name):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, crash)
+            code, _, _ = call("train", "--resume", run)
+        assert code not in (0, 2)
+        assert f"--resume {run}" in caplog.text
+        caplog.clear()
+        assert (run / "mark").exists()
+        return names(run.parent / ".first.unfinished")
 
     shutil.copytree(complete, run)
     (run / "mark").write_text("of the old run, which stays until the new one is complete")
-    with monkeypatch.context() as patch:
-        patch.setattr(experiments, "evaluate", crash)
-        with pytest.raises(RuntimeError, match="luck"):
-            experiments.resume_run(run)
-    assert (run / "mark").exists()
-    # Training is done, so nothing is trained again.
+    assert "metrics.json" not in resume_with(experiments, "evaluate")
+    # Training is done, so no step is taken again,
     monkeypatch.setattr(EpochProgress, "on_train_batch_end", crash)
+    assert "metrics.json" in resume_with(run_folder, "put_in_place")
+    # and then all is done, so not even the log is read.
+    monkeypatch.setattr(experiments, "load_data", crash)
     code, out, err = call("train", "--resume", run, "--json")
     assert code == 0, err
     assert json.loads(out)["seconds_per_epoch"] is None
-    assert_same_run(run, complete)
-
-
-def test_a_kill_before_the_run_gets_its_name(call, run, complete, monkeypatch, caplog):
-    def crash(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run_folder, "put_in_place", crash)
-        code, _, err = call("train", "--resume", run)
-    assert code not in (0, 2)
-    assert "--resume" in caplog.text
-    assert "metrics.json" in names(run.parent / ".first.unfinished")
-    monkeypatch.setattr(experiments, "load_data", crash)
-    code, _, err = call("train", "--resume", run)
-    assert code == 0, err
     assert_same_run(run, complete)
 
 
@@ -199,7 +198,11 @@ def test_interrupted_before_the_first_checkpoint_leaves_nothing(
     call, source, tmp_path, monkeypatch, caplog
 ):
     run = tmp_path / "runs" / "first"
-    monkeypatch.setattr(EpochProgress, "on_train_batch_end", stop_with(KeyboardInterrupt(), 1))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EpochProgress, "on_train_begin", interrupt)
     code, _, _ = call("train", "--out", run, source, *OPTIONS)
     assert code not in (0, 2)
     assert "--resume" not in caplog.text

@@ -17,7 +17,7 @@ from tfrs_negatives.callbacks import Checkpoints, restore_newest
 from tfrs_negatives.types import InputError
 
 SEED, OTHER_SEED = 5, 6
-KILLED_AFTER, OURS_AT, KERAS_AT = 14, 13, 10  # epochs of 8 steps: all in the middle of the second
+KILLED_AFTER, OURS_AT = 14, 13  # in the middle of the second epoch of 8 steps
 
 
 def assert_equal_states(model, wanted):
@@ -28,31 +28,30 @@ def assert_equal_states(model, wanted):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted():
+def trained():
+    """Per optimizer a model after all epochs without interruption, and their losses."""
+    models = {o: killable.make_model(o, seed=SEED) for o in killable.OPTIMIZERS.values()}
+    return {optimizer: (model, killable.fit(model, 0)) for optimizer, model in models.items()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(trained):
     """Per optimizer the state after all epochs, and their losses."""
-    results = {}
-    for optimizer in killable.OPTIMIZERS.values():
-        model = killable.make_model(optimizer, seed=SEED)
-        losses = killable.train(model)
-        results[optimizer] = (killable.state_of(model), losses)
-    return results
+    return {o: (killable.state_of(model), losses) for o, (model, losses) in trained.items()}
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """Per callback the folder that a training left which was killed with SIGKILL."""
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in killable.CALLBACKS}
-    program = [sys.executable, str(Path(__file__).with_name("killable.py"))]
-    running = {
-        kind: subprocess.Popen(
-            [*program, str(folder), kind, str(KILLED_AFTER)], stderr=subprocess.PIPE, text=True
-        )
-        for kind, folder in folders.items()
-    }
-    for process in running.values():
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL, errors
-    return folders
+    """What two trainings left, one with each callback, when SIGKILL met them."""
+    folder = tmp_path_factory.mktemp("killed")
+    program = Path(__file__).with_name("killable.py")
+    process = subprocess.run(
+        [sys.executable, str(program), str(folder), str(KILLED_AFTER)],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    return {kind: folder / kind for kind in killable.TRAIN}
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def left_behind(killed, tmp_path):
 def resume(folder, kind="ours"):
     # Another random start, so that whatever is not restored shows.
     model = killable.make_model(killable.OPTIMIZERS[kind], seed=OTHER_SEED)
-    return model, killable.train(model, killable.CALLBACKS[kind](folder))
+    return model, killable.TRAIN[kind](model, folder)
 
 
 def test_the_state_has_all_that_must_be_restored(uninterrupted):
@@ -122,35 +121,37 @@ DAMAGES = {
 }
 
 
-def newest_of(folder):
+def built_model():
     model = killable.make_model(seed=OTHER_SEED)
+    # Slots have to exist before they can be read.
     model.optimizer.build(model.trainable_variables)
-    checkpoint = tf.train.Checkpoint(model=model)
-    return model, restore_newest(tf.train.CheckpointManager(checkpoint, folder, 2))
+    return model
+
+
+def read_checkpoint(path):
+    model = built_model()
+    status = tf.train.Checkpoint(model=model).read(str(path)).assert_existing_objects_matched()
+    status.expect_partial()  # `read` leaves the number of the checkpoint aside
+    return model
+
+
+@pytest.fixture(scope="module")
+def one_before(killed):
+    return killable.state_of(read_checkpoint(killed["ours"] / "ckpt-8"))
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_where_the_newest_is_damaged_the_one_before_is_used(left_behind, caplog, case):
+def test_where_the_newest_is_damaged_the_one_before_is_used(left_behind, one_before, caplog, case):
     suffix, damage = DAMAGES[case]
     (path,) = left_behind.glob(f"ckpt-{OURS_AT}.{suffix}")
     damage(path)
-    model, found = newest_of(left_behind)
-    assert found == str(left_behind / "ckpt-8")
+    model = built_model()
+    manager = tf.train.CheckpointManager(tf.train.Checkpoint(model=model), left_behind, 2)
+    assert restore_newest(manager) == str(left_behind / "ckpt-8")
     assert f"ckpt-{OURS_AT} is damaged" in caplog.text
     assert int(model.optimizer.iterations) == int(model.task.step) == 8
     # What was read before the damage was met does not stay.
-    wanted = killable.make_model(seed=OTHER_SEED)
-    wanted.optimizer.build(wanted.trainable_variables)
-    tf.train.Checkpoint(model=wanted).read(found).assert_existing_objects_matched()
-    assert_equal_states(model, killable.state_of(wanted))
-
-
-def test_training_goes_on_from_the_one_before(left_behind, uninterrupted):
-    cut(left_behind / f"ckpt-{OURS_AT}.data-00000-of-00001", 0.9)
-    model, losses = resume(left_behind)
-    state, wanted = uninterrupted["sparse_adam"]
-    assert_equal_states(model, state)
-    assert losses == wanted[1:]
+    assert_equal_states(model, one_before)
 
 
 @pytest.mark.parametrize(
@@ -169,25 +170,50 @@ def test_where_none_can_be_read_training_does_not_begin_anew(left_behind, names,
 
 
 def test_checkpoints_of_another_model_are_an_error(left_behind):
-    model = killable.make_model("adagrad")
     with pytest.raises(InputError, match="`checkpoints`: expected those of this model"):
-        killable.train(model, Checkpoints(left_behind))
+        Checkpoints(left_behind).restore(killable.make_model("adagrad"))
 
 
 def test_the_number_of_steps_must_be_known(left_behind):
-    model = killable.make_model()
+    model, checkpoints = killable.make_model(), Checkpoints(left_behind)
+    checkpoints.restore(model)
     data = killable.make_data().train.dataset(8, item_key="item").filter(lambda batch: True)
     with pytest.raises(InputError, match="`steps_per_epoch`"):
-        model.fit(data, callbacks=[Checkpoints(left_behind)], verbose=0)
+        model.fit(data, callbacks=[checkpoints], verbose=0)
 
 
-def test_a_model_that_was_trained_before_counts_its_epochs_anew(tmp_path, uninterrupted):
-    model = killable.make_model(seed=SEED)
-    assert len(killable.train(model, epochs=1)) == 1
-    assert len(killable.train(model, Checkpoints(tmp_path), epochs=1)) == 1
-    again = killable.make_model(seed=OTHER_SEED)
-    assert len(killable.train(again, Checkpoints(tmp_path), epochs=2)) == 1
-    assert_equal_states(again, uninterrupted["sparse_adam"][0])
+def test_each_fit_needs_a_restore(left_behind):
+    model, checkpoints = killable.make_model(), Checkpoints(left_behind)
+    with pytest.raises(InputError, match="restore"):
+        killable.fit(model, 0, checkpoints)
+    start = checkpoints.restore(model)
+    killable.fit(model, start, checkpoints, epochs=1)
+    with pytest.raises(InputError, match="restore"):
+        killable.fit(model, start, checkpoints)
+
+
+def test_a_model_that_was_trained_before_counts_its_epochs_anew(tmp_path):
+    def make(start):
+        layer = tf.keras.layers.Dense(1, kernel_initializer=tf.keras.initializers.Constant(start))
+        model = tf.keras.Sequential([tf.keras.Input((1,)), layer])
+        model.compile(tf.keras.optimizers.SGD(0.01, momentum=0.9), "mse")
+        return model
+
+    def fit(model, *callbacks, epochs):
+        rows = tf.data.Dataset.range(4).map(lambda n: tf.cast(tf.reshape(n, [1, 1]), tf.float32))
+        data = tf.data.Dataset.zip((rows, rows))
+        history = model.fit(data, epochs=epochs, callbacks=list(callbacks), verbose=0)
+        return len(history.history.get("loss", []))
+
+    model, again = make(0.5), make(7.0)
+    fit(model, epochs=1)
+    first, second = Checkpoints(tmp_path), Checkpoints(tmp_path)
+    assert first.restore(model) == 0
+    assert fit(model, first, epochs=1) == 1
+    assert second.restore(again) == 4
+    assert fit(again, second, epochs=3) == 2
+    fit(model, epochs=2)
+    assert_equal_states(again, killable.state_of(model))
 
 
 def test_every_steps_is_at_least_one():
@@ -199,17 +225,8 @@ def test_every_steps_is_at_least_one():
 
 
 def load_weights(path):
-    model = killable.make_model(seed=OTHER_SEED)
-    # Slots have to exist before they can be read.
-    model.optimizer.build(model.trainable_variables)
+    model = built_model()
     model.load_weights(path)
-    return model
-
-
-def read_checkpoint(path):
-    model = killable.make_model(seed=OTHER_SEED)
-    model.optimizer.build(model.trainable_variables)
-    tf.train.Checkpoint(model=model).read(str(path)).assert_existing_objects_matched()
     return model
 
 
@@ -221,16 +238,18 @@ CARRIERS = {
 }
 
 
-def test_other_carriers_of_the_state(tmp_path):
-    keep = tf.keras.callbacks.ModelCheckpoint
-    model = killable.make_model()
-    killable.train(
-        model,
-        keep(str(tmp_path / "model.keras")),
-        keep(str(tmp_path / "weights"), save_weights_only=True),
-        keep(str(tmp_path / "all.weights.h5"), save_weights_only=True),
-        epochs=1,
-    )
+def test_other_carriers_of_the_state(tmp_path, trained, uninterrupted):
+    model, _ = trained["sparse_adam"]
+    for name, only_weights in {
+        "model.keras": False,
+        "weights": True,
+        "all.weights.h5": True,
+    }.items():
+        keep = tf.keras.callbacks.ModelCheckpoint(
+            str(tmp_path / name), save_weights_only=only_weights
+        )
+        keep.set_model(model)
+        keep.on_epoch_end(0, {})
     tf.train.Checkpoint(model=model).write(str(tmp_path / "checkpoint"))
     for name, load in CARRIERS.items():
-        assert_equal_states(load(tmp_path / name), killable.state_of(model))
+        assert_equal_states(load(tmp_path / name), uninterrupted["sparse_adam"][0])

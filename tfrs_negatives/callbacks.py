@@ -20,15 +20,15 @@ logger = logging.getLogger("tfrs_negatives")
 class Checkpoints(tf.keras.callbacks.Callback):
     """Saves during `fit` all that training needs, and lets a later `fit` go on from there.
 
-    The end of an epoch is always saved. Give `fit` an `Interactions.stream` that starts at
-    `model.steps_done`, `steps_per_epoch`, and the same `epochs` again: weights, optimizer
-    slots, the state of the task and the loss of the epoch become what they would have been without
-    the interruption, bit for bit. The two newest checkpoints are kept, also after the end; where
-    the newest is damaged, the one before is used and a warning says so.
+    Call `restore` before `fit`, and give `fit` an `Interactions.stream` that starts at the step it
+    returns, `steps_per_epoch`, and the same `epochs` again: weights, optimizer slots, the state of
+    the task and the loss of the epoch become what they would have been without the interruption,
+    bit for bit. The end of an epoch is always saved. The two newest checkpoints are kept, also
+    after the end; where the newest is damaged, the one before is used and a warning says so.
 
-    `tf.keras.callbacks.BackupAndRestore` restores the weights as well, but the loss of an epoch
-    that was interrupted is then that of its last part, an interruption between the last step of an
-    epoch and the end of its evaluation leaves the evaluation out, and there is no older checkpoint.
+    `tf.keras.callbacks.BackupAndRestore` restores inside of `fit`, too late for the data to start
+    at the right batch; the loss of an epoch that was interrupted is then that of its last part, and
+    there is no older checkpoint.
 
     Put it after the callbacks whose work at the end of an epoch must be done before that is saved.
 
@@ -39,11 +39,19 @@ class Checkpoints(tf.keras.callbacks.Callback):
             times the weights, and training waits while it is written.
 
     Raises:
-        InputError: when training begins, if the checkpoints are those of another model, none of
-            them can be read, or the number of steps of an epoch is unknown.
+        InputError: if `every_steps` is below 1, or `fit` begins without `restore` or
+            `steps_per_epoch`.
 
     Example:
-        >>> callbacks = [Checkpoints("checkpoints", every_steps=1000)]
+        >>> import tempfile
+        >>> model = tf.keras.Sequential([tf.keras.Input((1,)), tf.keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> checkpoints = Checkpoints(tempfile.mkdtemp())
+        >>> checkpoints.restore(model)
+        0
+        >>> _ = model.fit(tf.ones([6, 1]), tf.ones([6]), 2, callbacks=[checkpoints], verbose=0)
+        >>> checkpoints.restore(model)
+        3
     """
 
     def __init__(self, folder: str | Path, *, every_steps: int | None = None) -> None:
@@ -52,28 +60,50 @@ class Checkpoints(tf.keras.callbacks.Callback):
             raise bad_input("every_steps", "at least 1, or None", every_steps)
         self.folder, self.every_steps = Path(folder), every_steps
         self._supports_tf_logs = True
+        self._restored: Any = None
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        """Restores the newest checkpoint, if there is one."""
-        optimizer = self.model.optimizer
+    def restore(self, model: tf.keras.Model) -> int:
+        """Restores the newest checkpoint that can be read, if there is one.
+
+        Not inside of `fit`: its data would have to ask for the step while the first one runs, and
+        TensorFlow counts a step before its batch is there.
+
+        Args:
+            model: built and compiled, as the one that was saved.
+
+        Returns:
+            How many steps of this run are done; 0 where there is no checkpoint.
+
+        Raises:
+            InputError: if the checkpoints are those of another model, or none can be read.
+        """
+        optimizer = model.optimizer
         # Slots that do not exist yet would be restored at the first step only.
-        optimizer.build(self.model.trainable_variables)
+        optimizer.build(model.trainable_variables)
         # A model that was trained before may begin with a step that is not 0.
-        self._first_step = tf.Variable(steps_done(self.model), trainable=False, dtype=tf.int64)
-        checkpoint = tf.train.Checkpoint(model=self.model, first_step=self._first_step)
+        self._first_step = tf.Variable(steps_done(model), trainable=False, dtype=tf.int64)
+        checkpoint = tf.train.Checkpoint(model=model, first_step=self._first_step)
         self._manager = _manage(checkpoint, self.folder)
         path = restore_newest(self._manager)
-        self._saved = 0
+        self._sums = [(v, v.numpy()) for metric in model.metrics for v in metric.variables]
+        self._restored = model
+        done = steps_done(model) - int(self._first_step)
         if path is not None:
-            self._sums = [(v, v.numpy()) for m in self.model.metrics for v in m.variables]
-            logger.info("goes on after step %d, from %s", steps_done(self.model), path)
-            # Where `fit` looks for the epoch and the step to begin with.
-            self.model._training_state = self
+            logger.info("goes on after step %d, from %s", done, path)
+        return done
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Takes the place of what `fit` asks for the epoch and the step to begin with."""
+        if self._restored is not self.model:
+            raise bad_input("checkpoints", "a call of `restore(model)` before `fit`", self.folder)
+        # Once per `fit`: another one would begin where the first one ended, as if it had not been.
+        self._restored = None
+        self.model._training_state = self
 
     def maybe_load_initial_counters_from_ckpt(
         self, steps_per_epoch: int | None, initial_epoch: int, mode: Any = None
     ) -> tuple[int, int]:
-        """Answers `fit`, which asks after `on_train_begin` for the (epoch, step) to begin with."""
+        """Answers `fit`, which asks for the (epoch, step) to begin with."""
         self.model._training_state = None
         if steps_per_epoch is None:
             raise bad_input("steps_per_epoch", "a number, to find the place in an epoch", None)

@@ -130,7 +130,7 @@ def _fit(
         size,
         item_key=model.item_key,
         seed=config.train.seed,
-        start_step=model.steps_done,
+        start_step=checkpoints.restore(model),
     )
     model.fit(
         stream,

@@ -18,7 +18,7 @@ from tfrs_negatives.callbacks import steps_done
 class EpochProgress(tf.keras.callbacks.Callback):
     """A bar over all training steps with the loss and the time that remains.
 
-    It begins at the step that the optimizer counts: put it after a callback that restores one.
+    It begins at the step that the optimizer counts.
 
     Args:
         label: what is trained.

@@ -126,7 +126,7 @@ class Interactions:
         *,
         item_key: str,
         seed: int = 0,
-        start_step: int | tf.Variable = 0,
+        start_step: int = 0,
     ) -> tf.data.Dataset:
         """Returns the batches of `dataset`, epoch after epoch without end, from any step on.
 
@@ -135,19 +135,20 @@ class Interactions:
         and step t % S takes the next `batch_size` events of it (the last step what is left). So
         training that was interrupted goes on with the batch that was next, at once:
 
+            checkpoints = tfn.Checkpoints("checkpoints", every_steps=1000)
+            start = checkpoints.restore(model)
             model.fit(
-                log.stream(2048, item_key="item_id", start_step=model.steps_done),
+                log.stream(2048, item_key="item_id", start_step=start),
                 steps_per_epoch=log.steps_per_epoch(2048),
                 epochs=10,
-                callbacks=[tfn.Checkpoints("checkpoints", every_steps=1000)],
+                callbacks=[checkpoints],
             )
 
         Args:
             batch_size: rows of a batch.
             item_key: the column of a batch that holds the item ids.
             seed: of the orders.
-            start_step: the number of the first batch. A variable is read anew by each iterator:
-                `fit` makes its one after a callback has restored the model.
+            start_step: the number of the first batch.
 
         Returns:
             An endless data set of dicts of tensors [batch_size, ...].
@@ -170,6 +171,8 @@ class Interactions:
             raise bad_input("stream", "a log with at least one event", "none")
         if batch_size < 1:
             raise bad_input("batch_size", "at least 1", batch_size)
+        if start_step < 0:
+            raise bad_input("start_step", "at least 0", start_step)
         num_events, num_steps = len(self), self.steps_per_epoch(batch_size)
 
         def rows_of(step: tf.Tensor) -> tf.Tensor:
@@ -177,7 +180,7 @@ class Interactions:
             positions = tf.range(first, tf.minimum(first + batch_size, num_events))
             return _shuffled(positions, num_events, seed=seed, epoch=step // num_steps)
 
-        return self._gather(_count_from(start_step).map(rows_of), item_key)
+        return self._gather(tf.data.Dataset.counter(start_step).map(rows_of), item_key)
 
     def _gather(self, rows_of_batches: tf.data.Dataset, item_key: str) -> tf.data.Dataset:
         columns = {**self.query_features, item_key: self.item_ids}
@@ -242,23 +245,6 @@ def _check_column(name: str, column: Any, num_events: int) -> None:
         raise bad_input(name, "finite numbers", f"{column[first]} in row {first}")
     if column.dtype.kind not in "biufU":
         raise bad_input(name, "numbers or strings", f"dtype {column.dtype}")
-
-
-def _count_from(start_step: int | tf.Variable) -> tf.data.Dataset:
-    """Returns the numbers from `start_step` on, without end."""
-    if isinstance(start_step, tf.Variable):
-        # Not captured: the variable may lie on a device that `tf.data` cannot read.
-        def read(_: tf.Tensor) -> tf.Tensor:
-            return tf.numpy_function(lambda: np.int64(start_step.numpy()), [], tf.int64)
-
-        first = tf.data.Dataset.from_tensors(0).map(read)
-    elif start_step < 0:
-        raise bad_input("start_step", "at least 0", start_step)
-    else:
-        first = tf.data.Dataset.from_tensors(tf.constant(start_step, tf.int64))
-    steps = first.flat_map(tf.data.Dataset.counter)
-    # Keras then asks for `steps_per_epoch` where it is missing, instead of training for ever.
-    return steps.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
 def _shuffled(positions: tf.Tensor, num_events: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
