@@ -7,16 +7,18 @@ item of probability p fills n p of n columns on average; an id outside the catal
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
-from typing_extensions import Self
 
 from tfrs_negatives.encode.across_replicas import encode_together
 from tfrs_negatives.encode.catalogue import ItemCatalogue, count_below
 from tfrs_negatives.propose.frequency import log_shares
 from tfrs_negatives.types import Candidates, Part, StepContext, bad_input
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class CatalogueDraws(Part):
