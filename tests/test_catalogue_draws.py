@@ -187,7 +187,7 @@ POSITIVE = 3
 SCORES[POSITIVE] = 2.0
 
 
-def mean_gradient(source, policy, repeats=60):
+def mean_gradient(source, policy, repeats=40):
     """The gradient of one row in its scores of the corpus, which is the identity matrix."""
     task = Retrieval(negatives=[source], correct=policy)
 

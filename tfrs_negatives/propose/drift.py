@@ -67,7 +67,7 @@ class FeatureDrift(tf.keras.layers.Layer):
         """Makes the state for embeddings of width `dim`."""
         fixed: dict[str, Any] = {"trainable": False, "experimental_autocast": False}
         unknown = tf.keras.initializers.Constant(np.nan)
-        shape = [len(self._rows), int(dim)]
+        shape = [len(self._rows), tf.TensorShape(dim)[-1]]
         self.vectors = self.add_weight("vectors", shape, tf.float32, unknown, **fixed)
         self.value = self.add_weight("value", [], tf.float32, unknown, **fixed)
         super().build(dim)

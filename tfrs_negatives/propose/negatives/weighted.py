@@ -63,7 +63,7 @@ class Weighted(tf.keras.layers.Layer):
 
     def build(self, dim: int) -> None:
         """Makes the state of the source, where it has one."""
-        if isinstance(self.source, tf.keras.layers.Layer):
+        if isinstance(self.source, tf.keras.layers.Layer) and not self.source.built:
             self.source.build(dim)
         super().build(dim)
 
