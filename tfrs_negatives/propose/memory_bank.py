@@ -66,20 +66,26 @@ class MemoryBank(tf.keras.layers.Layer):
         """Makes the state for embeddings [..., D]."""
         fixed: dict[str, Any] = {"trainable": False, "experimental_autocast": False}
         constant, slots = tf.keras.initializers.Constant, [self.capacity]
-        vectors, storage = [*slots, tf.TensorShape(input_shape)[-1]], tf.as_dtype(self.storage)
+        vectors, storage = [*slots, tf.TensorShape(input_shape)[-1]], self._kept_dtype
         self.ids = self.add_weight("ids", slots, tf.int64, constant(EMPTY_ID), **fixed)
-        self.embeddings = self.add_weight("embeddings", vectors, storage, constant(0.0), **fixed)
+        self.embeddings = self.add_weight("embeddings", vectors, storage, constant(0), **fixed)
         self.steps = self.add_weight("steps", slots, tf.int64, constant(NEVER), **fixed)
         self.step = self.add_weight("step", [], tf.int64, constant(0), **fixed)
         self.next_slot = self.add_weight("next_slot", [], tf.int64, constant(0), **fixed)
         super().build(input_shape)
 
+    @property
+    def _kept_dtype(self) -> tf.DType:
+        # HDF5, and with it a saved model, knows no bfloat16: the bank keeps its bits.
+        return tf.uint16 if self.storage == "bfloat16" else tf.as_dtype(self.storage)
+
     def read(self) -> BankContents:
         """Returns all M slots as they are before the next batch is pushed."""
         filled = self.steps != NEVER
         ages = self.step + 1 - self.steps
+        embeddings = tf.bitcast(self.embeddings, self.storage)
         return BankContents(
-            tf.convert_to_tensor(self.ids), tf.cast(self.embeddings, tf.float32), ages, filled
+            tf.convert_to_tensor(self.ids), tf.cast(embeddings, tf.float32), ages, filled
         )
 
     def push(self, ids: tf.Tensor, embeddings: tf.Tensor) -> None:
@@ -101,7 +107,8 @@ class MemoryBank(tf.keras.layers.Layer):
         slots = tf.math.floormod(self.next_slot + tf.range(count), self.capacity)
         steps = tf.where(finite, self.step, NEVER)
         self.ids.scatter_update(tf.IndexedSlices(tf.where(finite, ids, EMPTY_ID), slots))
-        self.embeddings.scatter_update(tf.IndexedSlices(embeddings, slots))
+        kept = tf.bitcast(embeddings, self._kept_dtype)
+        self.embeddings.scatter_update(tf.IndexedSlices(kept, slots))
         self.steps.scatter_update(tf.IndexedSlices(steps, slots))
         self.next_slot.assign(tf.math.floormod(self.next_slot + count, self.capacity))
 

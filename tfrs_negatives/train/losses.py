@@ -71,7 +71,7 @@ class EasyHardMixture(Part):
     def __init__(self, hard_share: float = 0.5) -> None:
         if not 0 <= hard_share <= 1:
             raise bad_input("hard_share", "a number in [0, 1]", hard_share)
-        self.hard_share = hard_share
+        self.hard_share = float(hard_share)
 
     def __call__(self, logits: Logits) -> tf.Tensor:
         """Returns [B] float32."""
