@@ -192,28 +192,44 @@ def test_each_fit_needs_a_restore(left_behind):
         killable.fit(model, start, checkpoints)
 
 
+def small_model(start):
+    layer = tf.keras.layers.Dense(1, kernel_initializer=tf.keras.initializers.Constant(start))
+    model = tf.keras.Sequential([tf.keras.Input((1,)), layer])
+    model.compile(tf.keras.optimizers.SGD(0.01, momentum=0.9), "mse")
+    return model
+
+
+def fit_small(model, *callbacks, epochs):
+    """Trains with epochs of 4 equal steps; returns the number of epochs."""
+    rows = tf.data.Dataset.from_tensors(tf.ones([1, 1])).repeat(4)
+    data = tf.data.Dataset.zip((rows, rows))
+    history = model.fit(data, epochs=epochs, callbacks=list(callbacks), verbose=0)
+    return len(history.history.get("loss", []))
+
+
 def test_a_model_that_was_trained_before_counts_its_epochs_anew(tmp_path):
-    def make(start):
-        layer = tf.keras.layers.Dense(1, kernel_initializer=tf.keras.initializers.Constant(start))
-        model = tf.keras.Sequential([tf.keras.Input((1,)), layer])
-        model.compile(tf.keras.optimizers.SGD(0.01, momentum=0.9), "mse")
-        return model
-
-    def fit(model, *callbacks, epochs):
-        rows = tf.data.Dataset.range(4).map(lambda n: tf.cast(tf.reshape(n, [1, 1]), tf.float32))
-        data = tf.data.Dataset.zip((rows, rows))
-        history = model.fit(data, epochs=epochs, callbacks=list(callbacks), verbose=0)
-        return len(history.history.get("loss", []))
-
-    model, again = make(0.5), make(7.0)
-    fit(model, epochs=1)
+    model, again = small_model(0.5), small_model(7.0)
+    fit_small(model, epochs=1)
     first, second = Checkpoints(tmp_path), Checkpoints(tmp_path)
     assert first.restore(model) == 0
-    assert fit(model, first, epochs=1) == 1
+    assert fit_small(model, first, epochs=1) == 1
     assert second.restore(again) == 4
-    assert fit(again, second, epochs=3) == 2
-    fit(model, epochs=2)
+    assert fit_small(again, second, epochs=3) == 2
+    fit_small(model, epochs=2)
     assert_equal_states(again, killable.state_of(model))
+
+
+def test_the_end_of_an_epoch_is_not_saved_before_the_other_callbacks_are_done(tmp_path):
+    class Evaluation(tf.keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise RuntimeError("killed while it evaluates")
+
+    model, checkpoints = small_model(0.5), Checkpoints(tmp_path, every_steps=2)
+    checkpoints.restore(model)
+    with pytest.raises(RuntimeError, match="evaluates"):
+        fit_small(model, Evaluation(), checkpoints, epochs=2)
+    # Step 4 is done once more, so that the end of the epoch comes once more.
+    assert Checkpoints(tmp_path).restore(small_model(7.0)) == 2
 
 
 def test_every_steps_is_at_least_one():
