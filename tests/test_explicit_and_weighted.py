@@ -312,6 +312,26 @@ def test_the_order_of_the_sources_shifts_nothing(policy, order, budget):
         assert loss == pytest.approx(total, **close)
 
 
+def test_a_score_mask_is_of_the_batch_columns_alone():
+    mask = np.ones((NUM_ROWS, NUM_ROWS), bool)
+    mask[0] = False
+    loss = loss_of(InBatch(), explicit(), correct=None, call={"score_mask": tf.constant(mask)})
+    rows = [
+        reference.step_loss(
+            [query],
+            [pool_of()[row]._replace(owner=0)],
+            [
+                term._replace(column=term.column._replace(owner=-1))
+                for j, term in enumerate(batch_terms())
+                if mask[row][j] and j != row
+            ],
+            own_terms=[own_terms()[row]],
+        )
+        for row, query in enumerate(QUERIES)
+    ]
+    assert loss == pytest.approx(np.mean(rows), **close)
+
+
 def test_two_columns_of_the_batch_are_more_columns():
     features = {"rejected": PADDED[:, :1], "shown": tf.constant(PADDED[:, 1:])}
     sources = [explicit(), InBatch(), Explicit("shown", CATALOGUE)]

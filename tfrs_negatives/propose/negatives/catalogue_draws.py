@@ -141,7 +141,7 @@ class Popularity(CountedDraws):
 
     Example:
         >>> source = Popularity(ItemCatalogue([1, 2]), 4, counts=[16, 1])
-        >>> np.exp(source.log_probability(tf.constant([0, 1]))).round(3).tolist()   # 8 to 1
+        >>> np.exp(source.log_probability([0, 1])).astype(float).round(3).tolist()   # 8 to 1
         [0.889, 0.111]
 
     Source: Mikolov et al., NeurIPS 2013, for 0.75; ALG 11, with half an event where it adds one.
@@ -192,7 +192,7 @@ class LogUniform(CountedDraws):
 
     Example:
         >>> source = LogUniform(ItemCatalogue([1, 2, 3]), 4, counts=[5, 9, 7])
-        >>> np.exp(source.log_probability(tf.constant([1, 2, 0]))).round(2).tolist()
+        >>> np.exp(source.log_probability([1, 2, 0])).astype(float).round(2).tolist()
         [0.5, 0.29, 0.21]
 
     Source: the log-uniform candidate sampler of TensorFlow, with ranks in the place of row numbers
