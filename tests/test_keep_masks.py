@@ -43,7 +43,8 @@ def logits_of(positive, negatives, dtype=np.float32):
 
 def context_of(features, positive_ids=()):
     ids = tf.constant(np.asarray(positive_ids, np.int64))
-    return StepContext(None, None, ids, features, None, None, None)
+    nothing = dict.fromkeys(StepContext._fields)
+    return StepContext(**{**nothing, "positive_ids": ids, "features": features})
 
 
 def log_of(queries, items, key="user"):
