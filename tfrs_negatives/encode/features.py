@@ -194,7 +194,9 @@ class SortedLookup(tf.keras.layers.Layer):
         """Takes integers [...]; returns rows [...] int64."""
         values = tf.cast(values, tf.int64)
         rows = self.items.rows(values) + 1
-        return rows if self.mask_value is None else tf.where(values == self.mask_value, 0, rows + 1)
+        if self.mask_value is None:
+            return rows
+        return tf.where(values == self.mask_value, tf.zeros_like(rows), rows + 1)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
