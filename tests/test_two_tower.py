@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.optimizers import SparseAdam
 from tfrs_negatives.propose.frequency import StreamingFrequency
-from tfrs_negatives.propose.negatives import InBatch, IndexStream, Uniform
+from tfrs_negatives.propose.negatives import CrossBatch, InBatch, IndexStream, Uniform
 from tfrs_negatives.recipes import in_batch, mixed_negative_sampling
 from tfrs_negatives.score.affinity import ItemBias
 from tfrs_negatives.score.keep_masks import AccidentalHits
@@ -329,3 +329,17 @@ def test_the_report_is_a_callback_for_models_of_the_user():
 def test_uniform_and_in_batch_are_what_the_recipes_say():
     kinds = [[type(s) for s in task.negatives] for task in (in_batch(ITEMS), mixture())]
     assert kinds == [[InBatch], [InBatch, Uniform]]
+
+
+def test_the_end_of_data_of_unknown_length_counts_no_step():
+    def batches():
+        for _ in range(2):
+            yield {"user_id": LOG_USERS[:6], "title": titles(LOG_ITEMS[:6])}
+
+    spec = {"user_id": tf.TensorSpec([6], tf.int64), "title": tf.TensorSpec([6], tf.string)}
+    data = tf.data.Dataset.from_generator(batches, output_signature=spec)
+    task = Retrieval(negatives=[InBatch(), CrossBatch(12)], frequency=StreamingFrequency(64, 2))
+    model = make_model(task)
+    model.fit(data, epochs=3, verbose=0)
+    steps = [model.steps_done, task.frequency.step, task.negatives[1].bank.step]
+    assert [int(step) for step in steps] == [6, 6, 6]

@@ -7,28 +7,25 @@ import json
 import os
 import sys
 
-number, output, *addresses = sys.argv[1:]
-os.environ["TF_CONFIG"] = json.dumps(
-    {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": int(number)}}
-)
 
-import tfrs_negatives  # noqa: E402, F401  isort: skip
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
+def main(number: str, output: str, *addresses: str) -> None:
+    task = {"type": "worker", "index": int(number)}
+    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
 
-# Before anything else of TensorFlow runs.
-strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    import tfrs_negatives  # noqa: F401  isort: skip  (before TensorFlow)
+    import numpy as np
+    import tensorflow as tf
 
-from test_replicas import SGD, SIZES, batch, make_model, split, state_of  # noqa: E402
+    # Before anything else of TensorFlow runs, which the import of the tests does.
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    from test_replicas import SGD, SIZES, batch, make_model, split, state_of
 
-
-def main() -> None:
     with strategy.scope():
         model = make_model("mixed cross-batch", SGD)
     step = tf.function(lambda part: strategy.run(model.train_step, args=(part,)))
     losses = []
-    for number in range(len(SIZES)):
-        parts = split(batch(number), strategy.num_replicas_in_sync)
+    for index in range(len(SIZES)):
+        parts = split(batch(index), strategy.num_replicas_in_sync)
         value = strategy.experimental_distribute_values_from_function(
             lambda context, parts=parts: parts[context.replica_id_in_sync_group]
         )
@@ -38,4 +35,5 @@ def main() -> None:
     np.savez(output, losses=np.array(losses), **{f"{n:03}": x for n, x in enumerate(states)})
 
 
-main()
+if __name__ == "__main__":
+    main(*sys.argv[1:])

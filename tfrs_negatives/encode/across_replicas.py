@@ -39,7 +39,9 @@ def all_rows(rows: tf.Tensor) -> tf.Tensor:
     # With one replica per worker the gather asks the tensor where it is, and in a graph not every
     # tensor knows. Replicas of one worker are there already.
     with tf.device(local[0] if len(local) == 1 else None):
-        return context.all_gather(tf.identity(rows), axis=0)
+        together = context.all_gather(tf.identity(rows), axis=0)
+    # In a graph a gather forgets how wide the rows are.
+    return tf.ensure_shape(together, [None, *rows.shape[1:]])
 
 
 def place_of_rows(num_rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

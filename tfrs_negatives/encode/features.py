@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.encode.across_replicas import num_replicas, replica_number
+from tfrs_negatives.encode.across_replicas import replica_number
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.types import FEATURE_NAME, Columns, FeatureKind, bad_input
 
@@ -260,46 +260,46 @@ class IdDropout(tf.keras.layers.Layer):
         self.rate, self.seed = rate, seed
         zero = tf.keras.initializers.Zeros()
         self.calls = self.add_weight("calls", [], tf.int64, zero, trainable=False)
-        self._number: tf.Tensor | None = None
+        self._part: tuple[tf.Tensor, tf.Tensor] | None = None
 
-    def reserve(self, count: int | tf.Tensor) -> tf.Tensor:
-        """Counts `count` calls, to be made inside `at_call`; returns the number of the first."""
-        first = self.calls + 1
-        self.calls.assign_add(tf.cast(count, tf.int64))
-        return first
+    def count_call(self) -> tf.Tensor:
+        """Counts a call that is made in parts, inside `in_part`; returns its number."""
+        call = self.calls + 1
+        self.calls.assign(call)
+        return call
 
     @contextmanager
-    def at_call(self, number: tf.Tensor) -> Iterator[None]:
-        """Inside, a call draws as call `number` did or will, and counts nothing.
-
-        This is how a call is repeated, and how calls are made in a loop.
+    def in_part(self, call: tf.Tensor, part: tf.Tensor) -> Iterator[None]:
+        """Inside, the layer draws for one part of a call, as often as asked, and counts nothing.
 
         Args:
-            number: scalar int64, from 1 on.
+            call: scalar int64, what `count_call` returned.
+            part: scalar int32, the number of the part; each draws for itself.
 
         Example:
             >>> layer, rows = IdDropout(0.5), tf.ones([100], tf.int64)
-            >>> first = layer(rows, training=True)
-            >>> with layer.at_call(tf.constant(1, tf.int64)):
-            ...     again = layer(rows, training=True)
-            >>> bool(tf.reduce_all(first == again)), int(layer.calls)
-            (True, 1)
+            >>> call, draws = layer.count_call(), []
+            >>> for part in (0, 1, 0):
+            ...     with layer.in_part(call, tf.constant(part)):
+            ...         draws.append(layer(rows, training=True).numpy().tolist())
+            >>> draws[0] == draws[2], draws[0] == draws[1], int(layer.calls)
+            (True, False, 1)
         """
-        before, self._number = self._number, number
+        before, self._part = self._part, (call, part)
         try:
             yield
         finally:
-            self._number = before
+            self._part = before
 
     def call(self, rows: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Takes and returns row numbers [m] int64; row 0 is out of vocabulary."""
         if not training:
             return rows
-        number = self.reserve(1) if self._number is None else self._number
-        seed = tf.stack([tf.constant(self.seed, tf.int64), number])
-        if num_replicas() > 1:
-            # Rows of different replicas are different rows of one batch.
-            seed = tf.random.experimental.stateless_fold_in(seed, replica_number(), alg="philox")
+        # Rows of different parts and replicas are different rows of one batch.
+        call, part = self._part or (self.count_call(), tf.constant(0))
+        seed = tf.stack([tf.constant(self.seed, tf.int64), call])
+        for number in (part, replica_number()):
+            seed = tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
         drop = tf.random.stateless_uniform(tf.shape(rows), seed, alg="philox") < self.rate
         return tf.where(drop, tf.zeros_like(rows), rows)
 

@@ -54,12 +54,12 @@ def encode_in_chunks(tower: tf.keras.Model, features: Features, chunk: int) -> t
     """
     chunks = _Chunks.of(features, chunk)
     dropouts = [x for x in (tower, *tower.submodules) if isinstance(x, IdDropout)]
-    calls = [(layer, layer.reserve(chunks.count)) for layer in dropouts]
+    calls = [(layer, layer.count_call()) for layer in dropouts]
 
     def encode(number: tf.Tensor) -> tf.Tensor:
         with ExitStack() as stack:
-            for layer, first in calls:
-                stack.enter_context(layer.at_call(first + tf.cast(number, tf.int64)))
+            for layer, call in calls:
+                stack.enter_context(layer.in_part(call, number))
             return tower(chunks.take(features, number), training=True)
 
     @tf.custom_gradient

@@ -221,6 +221,9 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
                 shape.
         """
         self._check_call(score_mask, candidate_ids, training)
+        # Data of unknown length end inside a step: without a batch nothing may count or draw.
+        with tf.control_dependencies([query_embeddings, candidate_embeddings]):
+            step = self.step + int(bool(training))
         context = build_context(
             query_embeddings,
             candidate_embeddings,
@@ -228,7 +231,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             features=features or {},
             encode_items=encode_items,
             log_probability=self.frequency.log_probability if self.frequency else _no_frequency,
-            step=self.step + int(bool(training)),
+            step=step,
             seed=self.seed,
         )
         if training:
@@ -288,14 +291,16 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         return known and self.correct is not None
 
     def _advance(self, context: StepContext) -> None:
-        self.step.assign_add(1)
+        self.step.assign(context.step)
         if self.frequency is not None:
-            self.frequency.update(context.item_ids)
+            with tf.control_dependencies([context.step]):
+                self.frequency.update(context.item_ids)
 
     def _remember(self, context: StepContext) -> None:
-        for source in self.negatives:
-            if isinstance(source, RememberingSource):
-                source.remember(context)
+        with tf.control_dependencies([context.step]):
+            for source in self.negatives:
+                if isinstance(source, RememberingSource):
+                    source.remember(context)
 
     def _pools(self, context: StepContext, probability: tf.Tensor | None) -> list[CandidatePool]:
         """Builds the pools, with log counts from the sources or from the caller's probabilities."""

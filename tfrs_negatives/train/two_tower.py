@@ -118,10 +118,12 @@ class TwoTower(tfrs.Model):
 
     def train_step(self, features: Features) -> dict[str, tf.Tensor]:
         """One step of `fit`; the logs are means over the epoch, not the last batch."""
-        with tf.GradientTape() as tape:
-            losses = self._step_losses(features, training=True)
-        self.optimizer.minimize(losses[-1], self.trainable_variables, tape=tape)
-        return self._log(losses, features)
+        # Data of unknown length end inside a step, which must not count or draw or gather then.
+        with tf.control_dependencies(tf.nest.flatten(features)):
+            with tf.GradientTape() as tape:
+                losses = self._step_losses(features, training=True)
+            self.optimizer.minimize(losses[-1], self.trainable_variables, tape=tape)
+            return self._log(losses, features)
 
     def test_step(self, features: Features) -> dict[str, tf.Tensor]:
         """One step of `evaluate`: the loss on held-out batches, with the state left alone."""
