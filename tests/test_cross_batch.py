@@ -62,11 +62,15 @@ def gauge(source, name):
     return float(metric.result())
 
 
-def expected_loss(batch, bank, *, in_batch=True, **options):
-    """The loss of one step: the columns of the batch and of the bank, both of the one stream."""
+def expected_loss(batch, bank, *, in_batch=True, column_vectors=None, **options):
+    """The loss of one step: the columns of the batch and of the bank, both of the one stream.
+
+    The vectors of the batch are positives and columns; `column_vectors` moves the columns alone.
+    """
     queries, vectors, ids = batch
     own = batch_columns(ids, vectors, len(ids))
-    columns = [*(own if in_batch else []), *bank]
+    fresh = own if column_vectors is None else batch_columns(ids, column_vectors, len(ids))
+    columns = [*(fresh if in_batch else []), *bank]
     terms = [reference.Term(c, len(columns) * share(c.item)) for c in columns]
     counts = [max(len(columns), 1) * share(item) for item in ids]
     return reference.step_loss(queries, own, terms, counts=counts, **options)
@@ -93,27 +97,41 @@ def test_every_step_reads_the_batches_before_it(policy):
 
 @pytest.mark.parametrize("budget", [2**24, 4 * B * 3], ids=["at once", "in blocks"])
 @pytest.mark.parametrize("in_batch", [True, False])
-def test_there_is_no_gradient_into_the_past(budget, in_batch):
-    source = CrossBatch(M)
+@pytest.mark.parametrize("compensate", [True, False])
+@pytest.mark.parametrize("policy", ["both", None])
+def test_gradients_are_those_of_the_loops(budget, in_batch, compensate, policy):
+    source = CrossBatch(M, compensate=compensate)
     more = [InBatch()] if in_batch else []
-    task, bank = task_of(source, *more, logits_budget=budget), reference.Bank(M)
+    task = task_of(source, *more, logits_budget=budget, correct=policy)
+    bank, options = reference.Bank(M), {"in_batch": in_batch, "policy": policy}
     for queries, vectors, ids in batches(4):
         inputs = tf.constant(queries), tf.constant(vectors)
         with tf.GradientTape() as tape:
             tape.watch([*inputs, source.bank.embeddings] if task.built else inputs)
             loss = task(*inputs, candidate_ids=ids, training=True)
         watched = [*inputs, source.bank.embeddings]
-        *gradients, stored = tape.gradient(loss, watched)
-        assert stored is None or not np.any(tf.convert_to_tensor(stored))
-        for place, x in enumerate((queries, vectors)):
+        *gradients, past = tape.gradient(loss, watched)
+        assert past is None or not np.any(tf.convert_to_tensor(past))
+        stored = bank.columns()
 
-            def moved(x, place=place, batch=(queries, vectors, ids)):
-                batch = [*batch[:place], x, *batch[place + 1 :]]
-                return expected_loss(batch, bank.columns(), in_batch=in_batch, policy="both")
+        def of_queries(x, rest=(vectors, ids), stored=stored):
+            return expected_loss((x, *rest), stored, **options)
 
-            wanted = numerical_gradient(moved, x)
-            received = 0 * x if gradients[place] is None else gradients[place]
-            np.testing.assert_allclose(received, wanted, atol=2e-5)
+        def of_positives(x, batch=(queries, vectors, ids), stored=stored):
+            moved = batch[0], x, batch[2]
+            return expected_loss(moved, stored, column_vectors=batch[1], **options)
+
+        def of_columns(x, batch=(queries, vectors, ids), stored=stored):
+            return expected_loss(batch, stored, column_vectors=x, **options)
+
+        # Each fresh column stands for all columns of the stream, most of which get no gradient.
+        factor = (B + len(stored)) / B if compensate else 1.0
+        by_item = numerical_gradient(of_positives, vectors)
+        by_item += factor * numerical_gradient(of_columns, vectors)
+        wanted = numerical_gradient(of_queries, queries), by_item
+        for place, x in enumerate(inputs):
+            received = tf.zeros_like(x) if gradients[place] is None else gradients[place]
+            np.testing.assert_allclose(received, wanted[place], atol=2e-5)
         bank.push(ids, vectors)
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.propose.frequency import ExactFrequency
-from tfrs_negatives.propose.negatives import InBatch, IndexStream, Uniform
+from tfrs_negatives.propose.negatives import CrossBatch, InBatch, IndexStream, Uniform, Weighted
 from tfrs_negatives.propose.pool import build_pools, mixture_log_expected_count
 from tfrs_negatives.train.context import build_context
 
@@ -98,3 +98,58 @@ def test_uniform_columns_come_as_often_as_their_expected_count(context):
     expected = np.exp(source.log_expected_count(tf.constant([10, 20, 30, 40], tf.int64), context))
     # Binomial of 8 columns at 1/4: deviation 1.22 in one step.
     np.testing.assert_allclose(seen, expected, atol=4 * 1.22 / math.sqrt(250))
+
+
+# ------------------------------------------------------------------ gradients for what has none
+
+
+def column_gradients(sources, context, **options):
+    """What reaches the embeddings of the batch, where 1 arrives at every number of the pool."""
+    items = context.item_embeddings
+    with tf.GradientTape() as tape:
+        tape.watch(items)
+        (pool,) = build_pools(sources, context._replace(item_embeddings=items), **options)
+        total = tf.reduce_sum(pool.embeddings)
+    gradient = tape.gradient(total, items)
+    np.testing.assert_array_equal(pool.embeddings[:5], items)
+    np.testing.assert_array_equal(gradient[:, 0], gradient[:, 1])
+    return gradient[:, 0].numpy()
+
+
+def filled_bank(context, *, batches=1, **options):
+    bank = CrossBatch(20, **options)
+    bank.build([2])
+    for _ in range(batches):
+        bank.remember(context)
+    return bank
+
+
+def test_fresh_columns_take_over_the_gradient_of_the_bank_item_by_item(context):
+    # Five columns of the stream and six uniform draws are fresh; ten slots weigh a half.
+    bank = Weighted(filled_bank(context, batches=2), 0.5)
+    sources = [InBatch(), Uniform(CATALOGUE, 6), bank]
+    received = column_gradients(sources, context, corrected=True)
+    share = {10: 8 / 20, 20: 4 / 20, 30: 2 / 20, 99: 4 / 20}
+    drawn = {10: 6 / 4, 20: 6 / 4, 30: 6 / 4, 99: 0.0}
+    wanted = [
+        (5 * share[i] + drawn[i] + 0.5 * 10 * share[i]) / (5 * share[i] + drawn[i])
+        for i in (10, 99, 20, 10, 30)
+    ]
+    np.testing.assert_allclose(received, wanted, rtol=1e-5)
+
+
+def test_without_counts_all_fresh_columns_take_over_alike(context):
+    bank = Weighted(filled_bank(context, batches=2), 0.5)
+    sources = [InBatch(), Uniform(CATALOGUE, 6), bank]
+    received = column_gradients(sources, context, corrected=False)
+    np.testing.assert_allclose(received, [(11 + 0.5 * 10) / 11] * 5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+@pytest.mark.parametrize(
+    "options", [{"compensate": False}, {"batches": 0}, {"warmup_steps": 9}], ids=str
+)
+def test_nothing_is_taken_over_from_a_bank_that_is_off_or_as_published(context, options, corrected):
+    sources = [InBatch(), filled_bank(context, **options)]
+    received = column_gradients(sources, context, corrected=corrected)
+    np.testing.assert_array_equal(received, np.ones(5))

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.propose.frequency import ExactFrequency
-from tfrs_negatives.propose.negatives import InBatch, Uniform
+from tfrs_negatives.propose.negatives import CrossBatch, InBatch, Uniform
 from tfrs_negatives.score.keep_masks import AccidentalHits
 from tfrs_negatives.train.hard_negatives import Hardest
 from tfrs_negatives.train.task import Retrieval
@@ -260,6 +260,35 @@ def test_negatives_with_kept_copies_tends_to_the_positive_counted_twice(kind):
     assert np.linalg.norm(target - FULL) > 0.1
     options = {"correct": "negatives", "hits_masked": False, "repeats": 60}
     assert bias(kind, 2048, target, **options) < 0.012
+
+
+@pytest.mark.parametrize("compensate", [True, False])
+def test_items_are_pushed_as_by_the_full_softmax_though_the_bank_has_no_gradient(compensate):
+    """The gradient of the item table, with a quarter of the columns fresh; the towers stand still.
+
+    As published the items get the pull of their positives, and a quarter of the push.
+    """
+    fresh, stored, repeats = 512, 1536, 60
+    drawn = np.random.default_rng(9).choice(N, size=(repeats, fresh + stored), p=Q)
+    drawn[:, 0] = POSITIVE
+    source, table = CrossBatch(stored, compensate=compensate), tf.Variable(EYE)
+    frequency = ExactFrequency(np.arange(N), Q * 1e6)
+    task = Retrieval(negatives=[InBatch(), source], frequency=frequency)
+    task.build([None, N])
+
+    @tf.function
+    def one(ids):
+        source.bank.push(ids[fresh:], tf.gather(table, ids[fresh:]))
+        with tf.GradientTape() as tape:
+            items = tf.gather(table, ids[:fresh])
+            loss = task(SCORES[None], items, candidate_ids=ids[:fresh], training=False)
+        return tf.convert_to_tensor(tape.gradient(loss, table))
+
+    mean = np.mean([one(tf.constant(ids)) for ids in drawn], axis=0)
+    # Row k is (P(k) - [k is the positive]) times the query.
+    by_item = mean @ SCORES / (SCORES @ SCORES)
+    pushed = P if compensate else P * fresh / (fresh + stored)
+    np.testing.assert_allclose(by_item, pushed - EYE[POSITIVE], atol=0.01)
 
 
 @pytest.mark.parametrize(("slots", "hits_masked"), [(4, False), (64, False), (64, True)])

@@ -92,6 +92,7 @@ class Candidates(NamedTuple):
         own_rows: [n] int32, the row of which this column *is* the positive, -1 for none; None where
             no column is anybody's.
         stale: whether the embeddings are of the past, so that no gradient is wanted.
+        compensated: whether the fresh columns take over the gradient that these cannot have.
     """
 
     ids: tf.Tensor
@@ -99,6 +100,7 @@ class Candidates(NamedTuple):
     filled: tf.Tensor
     own_rows: tf.Tensor | None = None
     stale: bool = False
+    compensated: bool = False
 
 
 class CandidatePool(NamedTuple):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -43,6 +43,7 @@ def build_pools(
         for n, source in enumerate(sources)
     ]
     shared = [p for p in proposals if p.candidates.ids.shape.rank == 1]
+    shared = _compensate(shared, context, corrected=corrected)
     per_row = [p for p in proposals if p.candidates.ids.shape.rank == 2]
     positives = None
     if corrected:
@@ -99,14 +100,65 @@ def _join(
     )
 
 
+def _compensate(
+    proposals: list[_Proposal], context: StepContext, *, corrected: bool
+) -> list[_Proposal]:
+    """Scales the gradient of fresh columns by (c_fresh + c_stale) / c_fresh; values stay.
+
+    Of the c columns that hold an item on average only the fresh ones push its embedding, by
+    exp(logit) / Z each, where Z is the sum over all. Their mean push is that of the softmax again.
+    """
+    fresh = [p for p in proposals if not p.candidates.stale]
+    missing = [p for p in proposals if p.candidates.compensated]
+
+    def scaled(proposal: _Proposal) -> _Proposal:
+        if proposal.candidates.stale or not missing:
+            return proposal
+        ids = proposal.candidates.ids if corrected else None
+        of_fresh, of_missing = (_log_counts(part, ids, context) for part in (fresh, missing))
+        # An item that the fresh sources never propose (a positive outside the catalogue of uniform
+        # draws) stays as it is.
+        factor = tf.where(of_fresh > -math.inf, 1.0 + tf.exp(of_missing - of_fresh), 1.0)
+        embeddings = _scale_gradient(proposal.candidates.embeddings, factor[..., None])
+        return proposal._replace(candidates=proposal.candidates._replace(embeddings=embeddings))
+
+    return [scaled(p) for p in proposals]
+
+
+def _scale_gradient(vectors: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    factor = tf.cast(tf.stop_gradient(factor), vectors.dtype)
+
+    @tf.custom_gradient
+    def scale(vectors: tf.Tensor) -> tuple[tf.Tensor, Callable[..., tf.Tensor]]:
+        return tf.identity(vectors), lambda upstream: upstream * factor
+
+    return scale(vectors)
+
+
+def _log_counts(
+    proposals: Sequence[_Proposal], ids: tf.Tensor | None, context: StepContext
+) -> tf.Tensor:
+    """Log of how many columns hold each id on average; without ids, of how many there are."""
+    if ids is not None:
+        return mixture_log_expected_count([p.source for p in proposals], ids, context)
+    filled = [tf.reduce_sum(tf.cast(p.candidates.filled, tf.float32)) for p in proposals]
+    logs = [
+        tf.math.log(n) + _log_weight(p, context) for n, p in zip(filled, proposals, strict=True)
+    ]
+    return tf.reduce_logsumexp(tf.stack(logs))
+
+
+def _log_weight(proposal: _Proposal, context: StepContext) -> Any:
+    source = proposal.source
+    return source.log_weight(context) if isinstance(source, Weighted) else 0.0
+
+
 def _log_weights(
     proposals: Sequence[_Proposal], widths: Sequence[tf.Tensor], context: StepContext
 ) -> tf.Tensor | None:
     if not any(isinstance(p.source, Weighted) for p in proposals):
         return None
-    weights = [
-        p.source.log_weight(context) if isinstance(p.source, Weighted) else 0.0 for p in proposals
-    ]
+    weights = [_log_weight(p, context) for p in proposals]
     return tf.concat([tf.fill(w, x) for w, x in zip(widths, weights, strict=True)], axis=0)
 
 

@@ -40,6 +40,8 @@ class CrossBatch(tf.keras.layers.Layer):
         probe_every: steps between measurements; None is once around the bank.
         max_age: the oldest items that are used, in steps; None uses all.
         storage: dtype of the bank.
+        compensate: whether the fresh columns take over the gradient that those of the bank cannot
+            have. False is the method as published; see below.
 
     Raises:
         InputError: if a number is out of its range, a batch is larger than the bank, or `max_drift`
@@ -52,8 +54,15 @@ class CrossBatch(tf.keras.layers.Layer):
     Relations: a bank that holds just one batch, scored against the next, is in-batch with that
         batch's items; batch and bank together have the log count (B + M) q.
 
+    Compensation: a positive pulls its item in full, but of the B + m columns that push an item away
+        only the B fresh ones reach the item tower. With m beyond B the vectors gather in one
+        direction. So the gradient of fresh columns (not of positives) is multiplied by
+        c_fresh+bank(j) / c_fresh(j), which is (B + m) / B for `InBatch`: the mean push is that of
+        the softmax again, and queries and positives have the gradient of the whole pool.
+
     Source: Wang et al., SIGIR 2021. We differ: ids are stored and log q is read when used (the
-        paper stores log q), the drift is relative, and every row's own item can be masked.
+        paper stores log q), the drift is relative, every row's own item can be masked, and the
+        gradient is compensated.
     """
 
     needs_frequency = True
@@ -70,11 +79,12 @@ class CrossBatch(tf.keras.layers.Layer):
         probe_every: int | None = None,
         max_age: int | None = None,
         storage: Storage = "float32",
+        compensate: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"name": "cross_batch", "dtype": "float32", **kwargs})
         self.warmup_steps, self.max_drift, self.max_age = warmup_steps, max_drift, max_age
-        self.probe_every = probe_every
+        self.probe_every, self.compensate = probe_every, compensate
         self._check_arguments(probes)
         self.bank = MemoryBank(capacity, storage=storage)
         self.drift = None
@@ -111,7 +121,13 @@ class CrossBatch(tf.keras.layers.Layer):
         """Returns M columns, of which the slots in use are filled."""
         contents = self.bank.read()
         embeddings = tf.stop_gradient(contents.embeddings)
-        return Candidates(contents.ids, embeddings, self._in_use(contents), stale=True)
+        return Candidates(
+            contents.ids,
+            embeddings,
+            self._in_use(contents),
+            stale=True,
+            compensated=self.compensate,
+        )
 
     def log_expected_count(self, ids: tf.Tensor, context: StepContext) -> tf.Tensor:
         """Returns log(m q), float32, the shape of ids; -inf while the bank is not in use."""
@@ -174,6 +190,7 @@ class CrossBatch(tf.keras.layers.Layer):
             "probe_every": self.probe_every,
             "max_age": self.max_age,
             "storage": self.bank.storage,
+            "compensate": self.compensate,
         }
 
     @classmethod
