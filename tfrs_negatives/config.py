@@ -101,6 +101,9 @@ class NegativesConfig(Section):
     max_drift: float | None = Field(
         None, gt=0, description="relative drift above which past items are not used; null: any"
     )
+    compensate: bool = Field(
+        True, description="fresh columns take over the gradient of past items; false: as published"
+    )
     known_positives: bool = Field(
         False, description="leave out what the query has chosen in training, whatever its source"
     )

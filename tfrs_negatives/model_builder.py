@@ -23,7 +23,7 @@ from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.train.two_tower import TwoTower
 from tfrs_negatives.types import Mask, bad_input
 
-PAST = {"capacity", "warmup_steps", "max_drift"}
+PAST = {"capacity", "warmup_steps", "max_drift", "compensate"}
 RECIPE_KEYS: dict[str, set[str]] = {
     "in_batch": set(),
     "mixed_negative_sampling": {"num_uniform"},

@@ -66,6 +66,7 @@ def cross_batch_negative_sampling(
     capacity: int = 8192,
     warmup_steps: int = 0,
     max_drift: float | None = None,
+    compensate: bool = True,
     **options: Any,
 ) -> Retrieval:
     """In-batch negatives and the items of past batches, as they were encoded then.
@@ -75,6 +76,8 @@ def cross_batch_negative_sampling(
         capacity: how many past items, M; at least a batch.
         warmup_steps: steps before they are used.
         max_drift: the largest relative drift at which they are used; None does not ask.
+        compensate: whether fresh columns take over the gradient that those of the bank cannot have;
+            False is the method as published, which can gather all vectors in one direction.
         **options: any keyword of `Retrieval`.
 
     Returns:
@@ -87,7 +90,13 @@ def cross_batch_negative_sampling(
 
     Source: Wang et al., SIGIR 2021.
     """
-    bank = CrossBatch(capacity, warmup_steps=warmup_steps, max_drift=max_drift, probes=items)
+    bank = CrossBatch(
+        capacity,
+        warmup_steps=warmup_steps,
+        max_drift=max_drift,
+        probes=items,
+        compensate=compensate,
+    )
     return _retrieval([InBatch(), bank], items, options)
 
 
@@ -98,6 +107,7 @@ def mixed_cross_batch_negative_sampling(
     capacity: int = 8192,
     warmup_steps: int = 0,
     max_drift: float | None = None,
+    compensate: bool = True,
     **options: Any,
 ) -> Retrieval:
     """The batch, the items of past batches and items drawn uniformly, corrected as one mixture.
@@ -108,6 +118,8 @@ def mixed_cross_batch_negative_sampling(
         capacity: how many past items, M; at least a batch.
         warmup_steps: steps before they are used.
         max_drift: the largest relative drift at which they are used; None does not ask.
+        compensate: whether fresh columns take over the gradient that those of the bank cannot have;
+            False is the method as published, which can gather all vectors in one direction.
         **options: any keyword of `Retrieval`.
 
     Returns:
@@ -120,7 +132,13 @@ def mixed_cross_batch_negative_sampling(
 
     Source: ALG 3.2, three sources.
     """
-    bank = CrossBatch(capacity, warmup_steps=warmup_steps, max_drift=max_drift, probes=items)
+    bank = CrossBatch(
+        capacity,
+        warmup_steps=warmup_steps,
+        max_drift=max_drift,
+        probes=items,
+        compensate=compensate,
+    )
     return _retrieval([InBatch(), Uniform(items, num_uniform), bank], items, options)
 
 
