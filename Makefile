@@ -18,7 +18,7 @@ demo: install
 	$(BIN)/tfrs-negatives demo --overwrite
 
 test: install
-	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff format --check .

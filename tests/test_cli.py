@@ -1,9 +1,11 @@
 """The command line on a small CSV log: files, exit codes, one sentence per mistake."""
 
+import csv
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -249,3 +251,21 @@ def test_a_bad_file_is_one_sentence_exit_code_2_and_nothing_written(call, log_fi
     assert err.splitlines()[-1].startswith("error: `")
     assert printed == ""
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_mirrored_run_is_that_of_one_device(log_file, tmp_path):
+    options = ["negatives.recipe=mixed_cross_batch_negative_sampling", "negatives.capacity=100"]
+    command = [sys.executable, Path(__file__).with_name("mirrored_runs.py"), tmp_path]
+    # Dropped ids differ by replica.
+    command += [f"data.source=csv:{log_file}", *SMALL, *options, "model.id_dropout=0"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    one, two = (losses_of(tmp_path / name) for name in ("null", "mirrored"))
+    assert len(one) == 2
+    assert two == pytest.approx(one, rel=1e-5)
+    assert [f"replicas {number}," in run.stderr for number in (1, 2)] == [True, True]
+
+
+def losses_of(folder):
+    lines = csv.DictReader((folder / "history.csv").read_text().splitlines())
+    return [float(line["loss"]) for line in lines]

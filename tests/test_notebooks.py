@@ -1,5 +1,6 @@
 """Each notebook equals its text form and runs from top to bottom."""
 
+import re
 from pathlib import Path
 
 import jupytext
@@ -27,7 +28,8 @@ def test_notebook_equals_its_text_form(text):
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.stem)
 def test_notebook_runs(text, tmp_path):
-    notebook = jupytext.read(text)
+    # The outputs in the file are of a full training; here each model has a short one.
+    notebook = jupytext.reads(re.sub(r"\bepochs=\d+", "epochs=1", text.read_text()), "py:percent")
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=600, resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
