@@ -156,13 +156,12 @@ def test_the_whole_step_compiled_by_xla_trains_the_same(in_parts):
 # ------------------------------------------------------------------ chunks of rows
 
 
-@pytest.mark.parametrize("chunk", [5, 100])
-def test_chunks_of_rows_train_the_same(chunk):
-    assert_trains_as_plain(make_model(encode_chunk=chunk), 1, rtol=1e-4, atol=2e-5)
+def test_chunks_of_rows_train_the_same():
+    assert_trains_as_plain(make_model(encode_chunk=5), 1, rtol=1e-4, atol=2e-5)
 
 
 def test_the_chunk_is_saved_and_checked(tmp_path):
-    model = make_model(encode_chunk=5)
+    model = make_model(task=Retrieval(), encode_chunk=5)
     losses(model, 1)
     model.save(tmp_path / "model.keras")
     assert tf.keras.models.load_model(tmp_path / "model.keras").encode_chunk == 5

@@ -78,8 +78,8 @@ class Checkpoints(tf.keras.callbacks.Callback):
             InputError: if the checkpoints are those of another model, or none can be read.
         """
         optimizer = model.optimizer
-        # Slots that do not exist yet would be restored at the first step only. Outside the scope all
-        # replicas would share one copy, and each move it.
+        # Slots that do not exist yet would be restored at the first step only. Outside the scope
+        # all replicas would share one copy, and each move it.
         with model.distribute_strategy.scope():
             optimizer.build(model.trainable_variables)
         # A model that was trained before may begin with a step that is not 0.
