@@ -86,7 +86,8 @@ def render() -> str:
     intro = (
         "# Quality\n\nWritten by `run.py` from `results/*.json`. Each row is `configs/<row>.yaml`; "
         "the value is the mean over the seeds, ± the standard deviation; the last epoch is "
-        "reported, none is chosen on the test part. Full corpus, training items excluded.\n\n"
+        "reported, none is chosen on the test part. Full corpus, training items excluded. "
+        "Seconds compare within one date only: the machine is shared.\n\n"
         f"{usage}\n"
     )
     return intro + "\n".join(tables)
