@@ -5,8 +5,6 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -96,10 +94,6 @@ def train(task, log=data.train, epochs=3):
     return model, steps
 
 
-def bank(**options):
-    return tfn.CrossBatch(BANK, probes=data.items, **options)
-
-
 tasks = {
     "in-batch + logQ": tfn.recipes.in_batch(data.items),
     "mixed": tfn.recipes.mixed_negative_sampling(data.items, num_uniform=UNIFORM),
@@ -109,7 +103,11 @@ tasks = {
     ),
     "all three, gated": tfn.recipes.mixed_cross_batch_negative_sampling(
         data.items,
-        negatives=[tfn.InBatch(), tfn.Uniform(data.items, UNIFORM), bank(max_drift=0.002)],
+        negatives=[
+            tfn.InBatch(),
+            tfn.Uniform(data.items, UNIFORM),
+            tfn.CrossBatch(BANK, max_drift=0.002, probes=data.items),
+        ],
     ),
 }
 trained = {label: train(task) for label, task in tasks.items()}

@@ -49,11 +49,7 @@ cases = st.integers(1, 7).flatmap(
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    st.integers(1, 7).flatmap(
-        lambda m: st.tuples(st.just(m), st.lists(st.integers(0, m), max_size=8))
-    )
-)
+@given(cases)
 @example((5, [5, 5, 5]))
 @example((5, [3, 3, 3, 3]))
 @example((4, [0, 1, 0, 4, 1]))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfrs_negatives.propose.negatives.weighted import Weighted
+from tfrs_negatives.propose.negatives.weighted import Weighted, log_weight_of
 from tfrs_negatives.types import CandidatePool, Candidates, NegativeSource, StepContext
 
 
@@ -143,14 +143,10 @@ def _log_counts(
         return mixture_log_expected_count([p.source for p in proposals], ids, context)
     filled = [tf.reduce_sum(tf.cast(p.candidates.filled, tf.float32)) for p in proposals]
     logs = [
-        tf.math.log(n) + _log_weight(p, context) for n, p in zip(filled, proposals, strict=True)
+        tf.math.log(n) + log_weight_of(p.source, context)
+        for n, p in zip(filled, proposals, strict=True)
     ]
     return tf.reduce_logsumexp(tf.stack(logs))
-
-
-def _log_weight(proposal: _Proposal, context: StepContext) -> Any:
-    source = proposal.source
-    return source.log_weight(context) if isinstance(source, Weighted) else 0.0
 
 
 def _log_weights(
@@ -158,7 +154,7 @@ def _log_weights(
 ) -> tf.Tensor | None:
     if not any(isinstance(p.source, Weighted) for p in proposals):
         return None
-    weights = [_log_weight(p, context) for p in proposals]
+    weights = [log_weight_of(p.source, context) for p in proposals]
     return tf.concat([tf.fill(w, x) for w, x in zip(widths, weights, strict=True)], axis=0)
 
 

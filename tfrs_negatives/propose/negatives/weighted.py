@@ -76,8 +76,7 @@ class Weighted(tf.keras.layers.Layer):
         """Returns log w of this step, scalar float32."""
         weight = self.weight(context.step) if isinstance(self.weight, Schedule) else self.weight
         own = tf.math.log(tf.cast(weight, tf.float32))
-        inner = self.source.log_weight(context) if isinstance(self.source, Weighted) else 0.0
-        return own + inner
+        return own + log_weight_of(self.source, context)
 
     def propose(self, context: StepContext) -> Candidates:
         """Returns the columns of the source, all of them empty while the weight is 0."""
@@ -110,3 +109,8 @@ class Weighted(tf.keras.layers.Layer):
             config["weight"] = tf.keras.optimizers.schedules.deserialize(config["weight"])
         config["source"] = tf.keras.utils.deserialize_keras_object(config["source"])
         return cls(**config)
+
+
+def log_weight_of(source: NegativeSource, context: StepContext) -> tf.Tensor | float:
+    """Returns the log weight of any source in this step, 0 where it has none."""
+    return source.log_weight(context) if isinstance(source, Weighted) else 0.0
