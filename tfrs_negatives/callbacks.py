@@ -37,6 +37,8 @@ class Checkpoints(tf.keras.callbacks.Callback):
         every_steps: how many steps of an epoch may be lost; None saves at the end of epochs only. A
             checkpoint is as large as the weights and the optimizer slots together, for Adam three
             times the weights, and training waits while it is written.
+        track: what else is saved and restored, name -> a `tf.Module` or another trackable, such as
+            the `state` of `ClusteredBatches`.
 
     Raises:
         InputError: if `every_steps` is below 1, or `fit` begins without `restore` or
@@ -54,12 +56,19 @@ class Checkpoints(tf.keras.callbacks.Callback):
         3
     """
 
-    def __init__(self, folder: str | Path, *, every_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        every_steps: int | None = None,
+        track: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         if every_steps is not None and every_steps < 1:
             raise bad_input("every_steps", "at least 1, or None", every_steps)
         self.folder, self.every_steps = Path(folder), every_steps
         self._supports_tf_logs = True
+        self._track = dict(track or {})
         self._restored: Any = None
 
     def restore(self, model: tf.keras.Model) -> int:
@@ -84,7 +93,7 @@ class Checkpoints(tf.keras.callbacks.Callback):
             optimizer.build(model.trainable_variables)
         # A model that was trained before may begin with a step that is not 0.
         self._first_step = tf.Variable(steps_done(model), trainable=False, dtype=tf.int64)
-        checkpoint = tf.train.Checkpoint(model=model, first_step=self._first_step)
+        checkpoint = tf.train.Checkpoint(model=model, first_step=self._first_step, **self._track)
         self._manager = _manage(checkpoint, self.folder)
         path = restore_newest(self._manager)
         self._sums = [(v, v.numpy()) for metric in model.metrics for v in metric.variables]

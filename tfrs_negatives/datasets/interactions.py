@@ -114,7 +114,7 @@ class Interactions:
         order = tf.data.Dataset.range(len(self))
         if shuffle:
             order = order.shuffle(len(self), seed=seed, reshuffle_each_iteration=True)
-        return self._gather(order.batch(batch_size), item_key)
+        return self.gather_rows(order.batch(batch_size), item_key=item_key)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns how many batches hold every event once; the last may be shorter."""
@@ -180,19 +180,21 @@ class Interactions:
             positions = tf.range(first, tf.minimum(first + batch_size, num_events))
             return _shuffled(positions, num_events, seed=seed, epoch=step // num_steps)
 
-        return self._gather(tf.data.Dataset.counter(start_step).map(rows_of), item_key)
+        rows = tf.data.Dataset.counter(start_step).map(rows_of)
+        return self.gather_rows(rows, item_key=item_key)
 
-    def _gather(self, rows_of_batches: tf.data.Dataset, item_key: str) -> tf.data.Dataset:
+    def gather_rows(self, batches: tf.data.Dataset, *, item_key: str) -> tf.data.Dataset:
+        """Returns the batches whose row numbers [B] a data set gives, as `dataset` does."""
         columns = {**self.query_features, item_key: self.item_ids}
         if self.weights is not None:
             columns["sample_weight"] = self.weights
         tensors = {name: tf.constant(column) for name, column in columns.items()}
         # Shuffling row numbers and gathering a batch at once is far cheaper than shuffling rows.
-        batches = rows_of_batches.map(
+        gathered = batches.map(
             lambda rows: {name: tf.gather(column, rows) for name, column in tensors.items()},
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        return batches.prefetch(tf.data.AUTOTUNE)
+        return gathered.prefetch(tf.data.AUTOTUNE)
 
 
 @dataclass(frozen=True)
