@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from tfrs_negatives.datasets import Interactions
 from tfrs_negatives.encode.catalogue import ItemCatalogue, to_keys
+from tfrs_negatives.score import known_positives
 from tfrs_negatives.score.keep_masks import AccidentalHits, ScoreMargin
 from tfrs_negatives.score.known_positives import KnownPositives
 from tfrs_negatives.types import EMPTY_ID, CandidatePool, InputError, Logits, StepContext
@@ -70,21 +72,27 @@ events = st.lists(st.tuples(st.sampled_from(USERS), st.sampled_from(ITEM_IDS)), 
 some_rows = st.lists(st.sampled_from([*USERS, STRANGER, EMPTY_ID]), min_size=1, max_size=6)
 item = st.sampled_from([*ITEM_IDS, OUTSIDE, EMPTY_ID])
 shared_columns = st.lists(item, min_size=1, max_size=14)
-both_ways = pytest.mark.parametrize("static_shapes", [False, True], ids=["dynamic", "static"])
+every_way = pytest.mark.parametrize("way", ["dynamic", "static", "table"])
+
+
+def mask_of(log, items, way):
+    """The mask, made for many cells or for few."""
+    with mock.patch.object(known_positives, "TABLE_CELLS", 2**20 if way == "table" else 0):
+        return KnownPositives(log, items, static_shapes=way == "static")
 
 
 # ------------------------------------------------------------------ known positives
 
 
-@both_ways
+@every_way
 @drawn
 @given(events, some_rows, shared_columns)
-def test_a_known_positive_is_never_kept_and_all_else_is(static_shapes, log, rows, columns):
+def test_a_known_positive_is_never_kept_and_all_else_is(way, log, rows, columns):
     queries, items = [q for q, _ in log], [i for _, i in log]
     history = Interactions(
         {"user": np.array(queries, np.int64)}, np.array(items, np.int64), query_key="user"
     )
-    mask = KnownPositives(history, ITEMS, static_shapes=static_shapes)
+    mask = mask_of(history, ITEMS, way)
     np.testing.assert_array_equal(
         known(mask, rows, columns), expected(queries, items, rows, columns)
     )
@@ -93,16 +101,16 @@ def test_a_known_positive_is_never_kept_and_all_else_is(static_shapes, log, rows
     np.testing.assert_array_equal(known(mask, rows, own), expected(queries, items, rows, own))
 
 
-@both_ways
-def test_strings_and_other_integer_types(static_shapes):
+@every_way
+def test_strings_and_other_integer_types(way):
     queries, items = ["u", "v", "u"], ["item 3", "item 3", "item 0"]
     rows, columns = ["v", "u", "w", ""], ["item 0", "item 3", "item 8", "item 3", "elsewhere"]
-    mask = KnownPositives(log_of(queries, items), NAMED_ITEMS, static_shapes=static_shapes)
+    mask = mask_of(log_of(queries, items), NAMED_ITEMS, way)
     wanted = expected(queries, items, rows, columns)
     np.testing.assert_array_equal(known(mask, rows, columns), wanted)
     np.testing.assert_array_equal(known(mask, rows, [columns] * 4), wanted)
     history = Interactions({"user": np.array([3, 5], np.uint8)}, np.array([0, 7]), query_key="user")
-    mask = KnownPositives(history, ITEMS, static_shapes=static_shapes)
+    mask = mask_of(history, ITEMS, way)
     np.testing.assert_array_equal(
         known(mask, np.array([5, 3], np.int32), [0, 7]), [[True, False], [False, True]]
     )
@@ -118,10 +126,10 @@ def long_histories(rng, num_queries=30, num_items=50):
     return queries, items, rows, columns, ItemCatalogue(np.arange(num_items) * 3)
 
 
-@both_ways
-def test_blocks_of_the_columns_are_the_columns_of_the_whole(static_shapes):
+@every_way
+def test_blocks_of_the_columns_are_the_columns_of_the_whole(way):
     queries, items, rows, columns, catalogue = long_histories(np.random.default_rng(1))
-    mask = KnownPositives(log_of(queries, items), catalogue, static_shapes=static_shapes)
+    mask = mask_of(log_of(queries, items), catalogue, way)
     whole = known(mask, rows, columns)
     np.testing.assert_array_equal(
         whole, expected(queries.tolist(), items.tolist(), rows.tolist(), columns.tolist())
@@ -132,44 +140,44 @@ def test_blocks_of_the_columns_are_the_columns_of_the_whole(static_shapes):
         np.testing.assert_array_equal(tf.concat(blocks, axis=1), whole)
 
 
-@both_ways
-def test_columns_of_each_row_are_a_loop_over_the_rows(static_shapes):
+@every_way
+def test_columns_of_each_row_are_a_loop_over_the_rows(way):
     queries, items, rows, columns, catalogue = long_histories(np.random.default_rng(2))
-    mask = KnownPositives(log_of(queries, items), catalogue, static_shapes=static_shapes)
+    mask = mask_of(log_of(queries, items), catalogue, way)
     own = np.stack([np.roll(columns, number)[:11] for number in range(len(rows))])
     loop = [known(mask, rows[n : n + 1], own[n])[0] for n in range(len(rows))]
     np.testing.assert_array_equal(known(mask, rows, own), loop)
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-@pytest.mark.parametrize("static_shapes", [False, True])
-def test_known_positives_in_a_graph_and_under_xla(static_shapes, rank):
+@every_way
+def test_known_positives_in_a_graph_and_under_xla(way, rank):
     queries, items, rows, columns, catalogue = long_histories(np.random.default_rng(3))
-    mask = KnownPositives(log_of(queries, items), catalogue, static_shapes=static_shapes)
+    mask = mask_of(log_of(queries, items), catalogue, way)
     ids = columns if rank == 1 else np.stack([np.roll(columns, n) for n in range(len(rows))])
     eager = known(mask, rows, ids)
     shape = [None] * rank
     signature = [tf.TensorSpec([None], tf.int64), tf.TensorSpec(shape, tf.int64)]
     graph = tf.function(mask.dropped_cells, input_signature=signature)
     np.testing.assert_array_equal(~graph(rows, ids), eager)
-    if static_shapes:
+    if way != "dynamic":
         compiled = tf.function(mask.dropped_cells, jit_compile=True)
         np.testing.assert_array_equal(~compiled(tf.constant(rows), tf.constant(ids)), eager)
 
 
-@both_ways
+@every_way
 @pytest.mark.parametrize("named", [False, True])
-def test_known_positives_survive_their_config(static_shapes, named):
+def test_known_positives_survive_their_config(way, named):
     if named:
         history, catalogue = log_of(["u", "v", "u"], ["item 3", "item 3", "item 0"]), NAMED_ITEMS
         rows, columns = ["v", "u", "w"], [f"item {i}" for i in range(NUM_ITEMS)]
     else:
         queries, items, rows, columns, catalogue = long_histories(np.random.default_rng(4))
         history = log_of(queries, items)
-    mask = KnownPositives(history, catalogue, static_shapes=static_shapes)
+    mask = mask_of(history, catalogue, way)
     config = json.loads(json.dumps(tf.keras.utils.serialize_keras_object(mask)))
     again = tf.keras.utils.deserialize_keras_object(config)
-    assert again.static_shapes == static_shapes
+    assert again.static_shapes == (way == "static")
     np.testing.assert_array_equal(known(again, rows, columns), known(mask, rows, columns))
     assert tf.keras.utils.serialize_keras_object(again) == config
 

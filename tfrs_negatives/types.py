@@ -134,6 +134,20 @@ class CandidatePool(NamedTuple):
     num_fresh: tf.Tensor | None = None
 
 
+class MorePositives(NamedTuple):
+    """The columns that hold another positive of a row, as the masks know it; miners pass them by.
+
+    Attributes:
+        marks: [B, C] bool, True for one column of each such item.
+        logits: [B, C] float32, corrected.
+        scores: [B, C] float32, before the correction.
+    """
+
+    marks: tf.Tensor
+    logits: tf.Tensor
+    scores: tf.Tensor
+
+
 class Logits(NamedTuple):
     """Scores of a batch: each row's positive apart from the columns it competes with.
 
@@ -143,12 +157,18 @@ class Logits(NamedTuple):
         keep: bool, shape of `negatives`; False for a column that does not count in this row.
         explicit: bool, [C], or the shape of `negatives` after a miner; True for the columns of each
             row (`Explicit`), False for the shared ones.
+        positive_score: [B] float32 before the correction; None where none was made.
+        scores: float32, shape of `negatives`, the same for the negatives.
+        more_positives: other positives of the row among the columns; None where no mask knows any.
     """
 
     positive: tf.Tensor
     negatives: tf.Tensor
     keep: tf.Tensor
     explicit: tf.Tensor | bool = False
+    positive_score: tf.Tensor | None = None
+    scores: tf.Tensor | None = None
+    more_positives: MorePositives | None = None
 
 
 class Margin(NamedTuple):
@@ -239,7 +259,11 @@ class FrequencyEstimator(Protocol):
 
 
 class Mask(Protocol):
-    """Which columns may count as negatives of a row. A mask filters; it never proposes."""
+    """Which columns may count as negatives of a row. A mask filters; it never proposes.
+
+    A mask that drops a column only because it holds a positive of the row says so with an attribute
+    `names_positives = True`.
+    """
 
     def keep(self, scores: Logits, pool: CandidatePool, context: StepContext) -> tf.Tensor:
         """Returns [B, C] bool, True where the column stays."""
@@ -248,7 +272,7 @@ class Mask(Protocol):
 class Miner(Protocol):
     """Chooses among the columns that the masks left."""
 
-    def mine(self, logits: Logits) -> Logits:
+    def mine(self, logits: Logits, context: StepContext) -> Logits:
         """Returns the logits of the chosen columns, with a static width."""
 
 

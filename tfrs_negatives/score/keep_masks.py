@@ -9,7 +9,16 @@ from typing import Any
 import tensorflow as tf
 
 from tfrs_negatives.encode.id_lists import keys_of_rows
-from tfrs_negatives.types import EMPTY_ID, CandidatePool, Logits, Mask, Part, StepContext, bad_input
+from tfrs_negatives.types import (
+    EMPTY_ID,
+    CandidatePool,
+    Logits,
+    Mask,
+    MorePositives,
+    Part,
+    StepContext,
+    bad_input,
+)
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
@@ -36,6 +45,8 @@ class AccidentalHits(Part):
 
     Source: every in-batch method assumes it; ALG 14.3, rule 1.
     """
+
+    names_positives = True
 
     def __init__(self, *, more_positives: str | None = None) -> None:
         self.more_positives = more_positives
@@ -138,18 +149,37 @@ def apply_masks(
         score_mask: [B, n] bool of the caller for the first n columns, n <= C; the rest counts.
 
     Returns:
-        The same scores with `keep` set.
+        The same scores with `keep` set, and `more_positives` where a mask names positives.
 
     Raises:
         InputError: if `score_mask` is not boolean.
     """
     rows = tf.range(tf.shape(scores.positive)[0])
     keep = pool.filled & (pool.own_rows != rows[:, None])
+    known = None
     for mask in masks:
-        keep &= mask.keep(scores, pool, context)
+        kept = mask.keep(scores, pool, context)
+        keep &= kept
+        if getattr(mask, "names_positives", False):
+            known = ~kept if known is None else known | ~kept
     if score_mask is not None:
         if score_mask.dtype != tf.bool:
             raise bad_input("score_mask", "booleans", score_mask.dtype.name)
         extra = tf.shape(keep)[1] - tf.shape(score_mask)[1]
         keep &= tf.pad(score_mask, [[0, 0], [0, extra]], constant_values=True)
-    return scores._replace(keep=keep)
+    if known is not None:
+        marks = known & _other_items_once(pool, context.positive_ids)
+        known = MorePositives(marks, scores.negatives, scores.negatives)
+    return scores._replace(keep=keep, more_positives=known)
+
+
+def _other_items_once(pool: CandidatePool, positive_ids: tf.Tensor) -> tf.Tensor:
+    """Returns [B, C] bool: the first filled column of each item but the row's own positive."""
+    ids = tf.where(pool.filled, pool.ids, EMPTY_ID)
+    rows = ids.shape.rank - 1
+    order = tf.argsort(ids, axis=-1, stable=True)
+    in_order = tf.gather(ids, order, batch_dims=rows)
+    is_new = in_order[..., 1:] != in_order[..., :-1]
+    starts = tf.concat([tf.ones_like(in_order[..., :1], tf.bool), is_new], axis=-1)
+    first = tf.gather(starts, tf.argsort(order, axis=-1), batch_dims=rows)
+    return first & (ids != EMPTY_ID) & (ids != positive_ids[:, None])

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import base64
+import math
 import zlib
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.encode.catalogue import ItemCatalogue, count_below, to_keys
-from tfrs_negatives.types import CandidatePool, Columns, Logits, Part, StepContext, bad_input
+from tfrs_negatives.encode.id_lists import History, query_column, query_keys_of_rows
+from tfrs_negatives.types import CandidatePool, Logits, Part, StepContext, bad_input
 
-
-class History(Protocol):
-    """What is read of a log; `datasets.Interactions` has it."""
-
-    @property
-    def query_features(self) -> Columns:
-        """Name -> [E, ...]."""
-
-    @property
-    def query_key(self) -> str | None:
-        """The query feature that says whose event it is."""
-
-    @property
-    def item_ids(self) -> np.ndarray:
-        """[E] integers or strings."""
+TABLE_CELLS = 2**25
+"""Queries times items up to which all cells are held, a byte each: some ten times as fast."""
 
 
 class _Pairs(NamedTuple):
@@ -52,14 +41,15 @@ class KnownPositives(Part):
     A pair costs 8 bytes and a query 16, however often the event repeats: 83 MB for 10 million
     events of 370 thousand queries, and 28 MB of text in the config. Columns shared by all rows are
     grouped by item, and only the cells to drop are written; columns of their own for each row are
-    searched for in the table of pairs.
+    searched for in the table of pairs. Where queries times items are at most 32 million, all of
+    them are held as well, a byte each, and the shared columns are read off.
 
     Args:
         history: the log of E events that may be known in training, never the test part.
         items: the catalogue of N items.
         static_shapes: pad every history to the longest one, and give every tensor a shape that
             XLA (`jit_compile=True`) can compile. Without, memory follows the batch's own histories,
-            and outside XLA it is faster.
+            and outside XLA it is faster. Where all cells are held it makes no difference.
 
     Raises:
         InputError: if the history has no `query_key`, an item that the catalogue does not have, or
@@ -77,6 +67,8 @@ class KnownPositives(Part):
     Source: ALG 14.3, rule 2, and G12. The usual way, a search for each of the B x C pairs, costs
         more than twenty times as much (`benchmarks/known_positives`).
     """
+
+    names_positives = True
 
     def __init__(
         self, history: History, items: ItemCatalogue, *, static_shapes: bool = False
@@ -100,6 +92,16 @@ class KnownPositives(Part):
             self._item_keys = _sorted_table(items.keys[order])
             # A key that is not there is item N, the row of the columns that hold no item.
             self._item_order = tf.constant(np.append(order, len(items)), tf.int64)
+            self._table = self._make_table(pairs.codes)
+
+    def _make_table(self, codes: np.ndarray) -> tf.Tensor | None:
+        """Returns [N + 1, Q + 1] bool, which item each query has chosen; None where it is large."""
+        shape = len(self.items) + 1, self.num_queries + 1
+        if math.prod(shape) > TABLE_CELLS:
+            return None
+        table = np.zeros(shape, bool)
+        table[codes % len(self.items), codes // len(self.items)] = True
+        return tf.constant(table)
 
     def keep(self, scores: Logits, pool: CandidatePool, context: StepContext) -> tf.Tensor:
         """Returns [B, C] bool.
@@ -107,7 +109,12 @@ class KnownPositives(Part):
         Raises:
             InputError: if the batch does not have the query column, or not of the history's kind.
         """
-        queries = self._queries_of(context, scores.positive.shape)
+        queries = query_keys_of_rows(
+            context.features,
+            self.query_key,
+            are_strings=self.string_queries,
+            shape=scores.positive.shape,
+        )
         return ~self.dropped_cells(queries, pool.ids)
 
     def dropped_cells(self, queries: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
@@ -127,21 +134,12 @@ class KnownPositives(Part):
             wanted = (rows * len(self.items))[:, None] + columns
             found = self._places(self._codes, wanted) < tf.shape(self._codes, tf.int64)[0] - 1
             return found & (columns < len(self.items))
+        if self._table is not None:
+            # Two gathers of whole rows: one of single cells takes six times as long.
+            by_column = tf.gather(self._table, columns)
+            return tf.gather(tf.transpose(by_column), rows)
         cells = self._cells_padded if self.static_shapes else self._cells
         return cells(rows, columns)
-
-    def _queries_of(self, context: StepContext, batch: tf.TensorShape) -> tf.Tensor:
-        name = f"features[{self.query_key!r}]"
-        if self.query_key not in context.features:
-            raise bad_input(name, "the query of each row", sorted(context.features))
-        queries = tf.convert_to_tensor(context.features[self.query_key])
-        if not queries.shape.is_compatible_with(batch):
-            raise bad_input(name, f"shape {batch}, one per row", queries.shape)
-        is_right = queries.dtype == tf.string if self.string_queries else queries.dtype.is_integer
-        if not is_right:
-            kind = "strings" if self.string_queries else "integers"
-            raise bad_input(name, f"{kind}, as in the history", f"dtype {queries.dtype.name}")
-        return queries
 
     def _places(self, table: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
         """Returns [...] int64: where in the table each number is, the end for one that is not."""
@@ -208,13 +206,7 @@ class KnownPositives(Part):
 
 
 def _pairs_of(history: History, items: ItemCatalogue) -> _Pairs:
-    key = history.query_key
-    if key is None:
-        raise bad_input("history.query_key", "the query feature that says whose event it is", None)
-    queries = np.asarray(history.query_features[key])
-    if queries.ndim != 1 or queries.dtype.kind not in "iuU":
-        received = f"dtype {queries.dtype}, shape {queries.shape}"
-        raise bad_input(f"history.query_features[{key!r}]", "[E] integers or strings", received)
+    key, queries = query_column(history, argument="history")
     item_rows = _item_rows(np.asarray(history.item_ids), items)
     query_keys, query_rows = np.unique(to_keys(queries).numpy(), return_inverse=True)
     codes = np.unique(query_rows.astype(np.int64) * len(items) + item_rows)

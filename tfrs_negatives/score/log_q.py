@@ -32,15 +32,17 @@ def correct_logits(
         strength: in [0, 1]; 1 is the full correction.
 
     Returns:
-        The corrected logits.
+        The corrected logits, with the scores beside them.
     """
-    if pool.log_weight is not None:
-        scores = scores._replace(negatives=scores.negatives + pool.log_weight)
+    positive, negatives, more = scores.positive, scores.negatives, scores.more_positives
+    weighted = negatives if pool.log_weight is None else negatives + pool.log_weight
     columns, positives = pool.log_expected_count, pool.positive_log_expected_count
+    logits = scores._replace(negatives=weighted, positive_score=positive, scores=negatives)
     if policy is None or columns is None or positives is None or strength == 0:
-        return scores
-    negatives = scores.negatives - strength * columns
+        return logits
+    logits = logits._replace(negatives=weighted - strength * columns)
     if policy == "negatives":
-        return scores._replace(negatives=negatives)
-    positive = scores.positive - strength * positives
-    return scores._replace(positive=positive, negatives=negatives)
+        return logits
+    if more is not None:
+        more = more._replace(logits=more.scores - strength * columns)
+    return logits._replace(positive=positive - strength * positives, more_positives=more)

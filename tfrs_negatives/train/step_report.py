@@ -17,9 +17,12 @@ class StepReport(tf.keras.layers.Layer):
     Args:
         num_sources: how many sources the task has.
         has_masks: whether a share of masked columns is worth a metric.
+        has_miners: the same for a share of rows that the miners left without any negative.
     """
 
-    def __init__(self, num_sources: int, *, has_masks: bool, **kwargs: Any) -> None:
+    def __init__(
+        self, num_sources: int, *, has_masks: bool, has_miners: bool, **kwargs: Any
+    ) -> None:
         super().__init__(**{"name": "step_report", "dtype": "float32", **kwargs})
         self.num_sources = num_sources
         zeros = tf.keras.initializers.Zeros()
@@ -29,6 +32,7 @@ class StepReport(tf.keras.layers.Layer):
         self.corrected = self.add_weight("corrected", [], tf.bool, zeros, trainable=False)
         self.num_replicas = self.add_weight("num_replicas", [], tf.int32, zeros, trainable=False)
         self.masked_share = tf.keras.metrics.Mean("masked_share") if has_masks else None
+        self.empty_rows = tf.keras.metrics.Mean("empty_row_share") if has_miners else None
 
     def record(
         self, pools: Sequence[CandidatePool], context: StepContext, *, num_kept: tf.Tensor
@@ -60,6 +64,13 @@ class StepReport(tf.keras.layers.Layer):
         if self.masked_share is not None:
             self.masked_share.total.assign_add(num_columns - num_kept)
             self.masked_share.count.assign_add(num_columns)
+
+    def record_mined(self, keep: tf.Tensor) -> None:
+        """Counts the rows of this replica without any negative, [B, K] bool, for the logs."""
+        if self.empty_rows is not None:
+            empty = tf.cast(~tf.reduce_any(keep, axis=1), tf.float32)
+            self.empty_rows.total.assign_add(tf.reduce_sum(empty))
+            self.empty_rows.count.assign_add(tf.reduce_sum(tf.ones_like(empty)))
 
     def _by_source(self, filled: tf.Tensor, pool: CandidatePool) -> tf.Tensor:
         return tf.math.unsorted_segment_sum(filled, pool.origin, self.num_sources)

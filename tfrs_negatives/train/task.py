@@ -170,7 +170,8 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
     def _add_state(self) -> None:
         zeros = tf.keras.initializers.Zeros()
         self.step = self.add_weight("task_step", [], tf.int64, zeros, trainable=False)
-        self.report = StepReport(len(self.negatives), has_masks=bool(self.masks))
+        parts = {"has_masks": bool(self.masks), "has_miners": bool(self.miners)}
+        self.report = StepReport(len(self.negatives), **parts)
 
     def build(self, input_shape: Any) -> None:
         """Makes the state of the sources, for embeddings of the width of the queries."""
@@ -243,7 +244,9 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             logits = self._scorer.logits(pools, context, score_mask=score_mask)
             num_kept = tf.reduce_sum(tf.cast(logits.keep, tf.float32))
             for miner in self.miners:
-                logits = miner.mine(logits)
+                logits = miner.mine(logits, context)
+            if training:
+                self.report.record_mined(logits.keep)
             loss = self._loss(logits, pools, context, sample_weight)
             if compute_batch_metrics and self.batch_metrics:
                 labels, scores = self._labels_and_scores(logits, pools)

@@ -18,7 +18,9 @@ from tfrs_negatives.types import Features, Similarity, bad_input
 
 logger = logging.getLogger("tfrs_negatives")
 # Measured in training steps; in the logs of an evaluation they would be 0, which is no measurement.
-TRAINING_ONLY = frozenset({"masked_share", "bank_fill", "bank_age", "bank_drift"})
+TRAINING_ONLY = frozenset(
+    {"masked_share", "empty_row_share", "bank_fill", "bank_age", "bank_drift"}
+)
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
