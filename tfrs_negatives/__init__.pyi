@@ -1,5 +1,8 @@
 from . import datasets as datasets
 from . import recipes as recipes
+from .batching import ClusteredBatches as ClusteredBatches
+from .batching import RefreshClusters as RefreshClusters
+from .batching import doubling as doubling
 from .callbacks import Checkpoints as Checkpoints
 from .config import RunConfig as RunConfig
 from .config import load_config as load_config
@@ -17,9 +20,12 @@ from .evaluation import evaluate as evaluate
 from .index import build_index as build_index
 from .index import export_index as export_index
 from .index import load_index as load_index
+from .mining import MineHardNegatives as MineHardNegatives
+from .mining import mine_hard_negatives as mine_hard_negatives
 from .optimizers import SparseAdam as SparseAdam
 from .propose.frequency import ExactFrequency as ExactFrequency
 from .propose.frequency import StreamingFrequency as StreamingFrequency
+from .propose.negative_table import NegativeTable as NegativeTable
 from .propose.negatives import CrossBatch as CrossBatch
 from .propose.negatives import Explicit as Explicit
 from .propose.negatives import InBatch as InBatch
@@ -34,6 +40,9 @@ from .score.keep_masks import ScoreMargin as ScoreMargin
 from .score.known_positives import KnownPositives as KnownPositives
 from .train import losses as losses
 from .train.hard_negatives import Hardest as Hardest
+from .train.hard_negatives import RandomOfTop as RandomOfTop
+from .train.hard_negatives import SemiHard as SemiHard
+from .train.hard_negatives import WithinPositiveRadius as WithinPositiveRadius
 from .train.task import Retrieval as Retrieval
 from .train.two_tower import FirstStepReport as FirstStepReport
 from .train.two_tower import TwoTower as TwoTower

@@ -94,8 +94,14 @@ class NegativesConfig(Section):
         "mixed_negative_sampling",
         "cross_batch_negative_sampling",
         "mixed_cross_batch_negative_sampling",
+        "ngame",
+        "cross_batch_ngame",
+        "dynamic_negative_sampling",
     ] = "mixed_negative_sampling"
     num_uniform: int = Field(2048, ge=1, description="columns drawn from the catalogue")
+    num_hardest: int = Field(
+        2, ge=1, description="columns that dynamic_negative_sampling keeps of them"
+    )
     capacity: int = Field(8192, ge=1, description="items of past batches, at least a batch")
     warmup_steps: int = Field(0, ge=0, description="steps before past items are used")
     max_drift: float | None = Field(
@@ -113,6 +119,20 @@ class NegativesConfig(Section):
         None, description="null: only where the positive is not corrected"
     )
     frequency: Literal["decayed_count", "interval", "exact"] = "decayed_count"
+
+
+class BatchesConfig(Section):
+    """Which events meet in a batch."""
+
+    order: Literal["random", "clustered"] | None = Field(
+        None, description="clustered: similar queries together; null: for the two ngame recipes"
+    )
+    cluster_size: int = Field(1, ge=1, description="queries in a cluster at first; 1: random")
+    double_every: int = Field(30, ge=1, description="epochs after which the size doubles")
+    max_cluster_size: int | None = Field(None, ge=1, description="null: min_clusters limits it")
+    min_clusters: int = Field(10, ge=1, description="how many remain at least")
+    refresh_every: int = Field(5, ge=1, description="epochs after which queries are clustered anew")
+    random_share: float = Field(0.0, ge=0, le=1, description="share of events left out of clusters")
 
 
 class TrainConfig(Section):
@@ -167,6 +187,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     negatives: NegativesConfig = NegativesConfig()
+    batches: BatchesConfig = BatchesConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     index: IndexConfig = IndexConfig()

@@ -17,14 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
+from tfrs_negatives.batching import RefreshClusters
 from tfrs_negatives.callbacks import Checkpoints, EpochClock, HistoryFile
 from tfrs_negatives.config import ColumnsConfig, RunConfig, load_config
 from tfrs_negatives.datasets import ItemTable, LogColumns, RetrievalData, load
 from tfrs_negatives.evaluation import Evaluation, TopKEvaluation, evaluate
 from tfrs_negatives.files import draft_of, write_text
-from tfrs_negatives.index import build_index, export_index, load_index
+from tfrs_negatives.index import Index, build_index, export_index, load_index
 from tfrs_negatives.index.archive import read_manifest
-from tfrs_negatives.model_builder import build_model
+from tfrs_negatives.mining import MiningRules, MiningSummary, mine_hard_negatives
+from tfrs_negatives.model_builder import build_batches, build_model
 from tfrs_negatives.run_folder import begin_run, check_log, is_trained, reopen_run
 from tfrs_negatives.train.two_tower import TwoTower
 from tfrs_negatives.types import bad_input
@@ -124,19 +126,25 @@ def _fit(
     if config.evaluation.every_epochs is not None:
         every = config.evaluation.every_epochs
         extra = [TopKEvaluation(data.test, every_epochs=every, **_protocol(config, data))]
-    checkpoints = Checkpoints(work / "checkpoints", every_steps=config.train.checkpoint_every_steps)
-    size = config.train.batch_size
-    stream = data.train.stream(
-        size,
-        item_key=model.item_key,
-        seed=config.train.seed,
-        start_step=checkpoints.restore(model),
+    batches = build_batches(config, data, item_key=model.item_key)
+    checkpoints = Checkpoints(
+        work / "checkpoints",
+        every_steps=config.train.checkpoint_every_steps,
+        track={} if batches is None else {"clusters": batches.state},
     )
+    start, size, refresh = checkpoints.restore(model), config.train.batch_size, []
+    if batches is None:
+        dataset = data.train.stream(
+            size, item_key=model.item_key, seed=config.train.seed, start_step=start
+        )
+    else:
+        # Before the clock, whose seconds are to hold what the clusters cost.
+        dataset, refresh = batches.dataset(start_step=start), [RefreshClusters(batches)]
     model.fit(
-        stream,
+        dataset,
         steps_per_epoch=data.train.steps_per_epoch(size),
         epochs=config.train.epochs,
-        callbacks=[clock, *extra, history, checkpoints, *callbacks],
+        callbacks=[*refresh, clock, *extra, history, checkpoints, *callbacks],
         verbose=0,
     )
     history.keep(config.train.epochs)
@@ -192,17 +200,53 @@ def load_run(folder: Path) -> tuple[RunConfig, TwoTower]:
 def index_run(folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Builds the index of a run and exports it to its `index/`; returns the manifest."""
     config, model = load_run(folder)
-    probes = read_columns(folder / "queries.parquet")
     _check_ks(config, len(model.items))
-    index = build_index(
+    index = _build_index(config, model, folder)
+    export_index(index, folder / "index", ks=config.index.ks, overwrite=overwrite)
+    return read_manifest(folder / "index")
+
+
+def _build_index(config: RunConfig, model: TwoTower, folder: Path, *, recall_k: int = 10) -> Index:
+    probes = read_columns(folder / "queries.parquet")
+    return build_index(
         model,
         kind=config.index.kind,
         target_recall=config.index.target_recall,
+        recall_k=recall_k,
         probe_queries={name: probes[name][:1000] for name in model.query_signature},
         seed=config.train.seed,
     )
-    export_index(index, folder / "index", ks=config.index.ks, overwrite=overwrite)
-    return read_manifest(folder / "index")
+
+
+def mine_run(
+    folder: Path,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+    **rules: Any,
+) -> MiningSummary:
+    """Mines the hard negatives of the training queries of a run, with its model.
+
+    Args:
+        folder: a run.
+        out: the Parquet file; None is `hard_negatives.parquet` in the run.
+        overwrite: whether a file that is there may be replaced.
+        progress: whether to show a bar.
+        **rules: `rank_range`, `relative_margin`, `num`, `choose` and `seed` of
+            `mine_hard_negatives`.
+
+    Raises:
+        InputError: if the file exists, a file of the run is missing, or a rule is out of range.
+    """
+    out = out or folder / "hard_negatives.parquet"
+    if out.exists() and not overwrite:
+        raise bad_input("out", "a new file, or --overwrite", out)
+    last = MiningRules(**rules).rank_range[1]
+    config, model = load_run(folder)
+    log = load_data(config).train
+    index = _build_index(config, model, folder, recall_k=last)
+    return mine_hard_negatives(model, log, out=out, index=index, progress=progress, **rules)
 
 
 def recommend(

@@ -63,6 +63,40 @@ def drafted(folder: Path, *, argument: str) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def drafted_file(path: Path, *, argument: str) -> Iterator[Path]:
+    """The same for a file: it appears under its name only when the block has succeeded.
+
+    Args:
+        path: the name; a file that is there is replaced, and folders above are made.
+        argument: what the caller calls it, for the error.
+
+    Yields:
+        The draft, a name beside it under which nothing is yet.
+
+    Raises:
+        InputError: if there is a folder of this name, or the file cannot be written.
+    """
+    draft = draft_of(path)
+    made = [parent for parent in path.absolute().parents if not parent.exists()]
+    if path.is_dir():
+        raise bad_input(argument, "the name of a file", f"{path}, a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.touch()
+    except OSError as error:
+        _remove_empty(made)
+        found = f"{path}: {error.strerror}"
+        raise bad_input(argument, "a file that can be written", found) from error
+    try:
+        yield draft
+        draft.rename(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        _remove_empty(made)
+        raise
+
+
 def make_folder(folder: Path, *, argument: str) -> list[Path]:
     """Makes a folder, and returns the folders above it that were made for it, the nearest first.
 

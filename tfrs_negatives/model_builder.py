@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives import recipes
+from tfrs_negatives.batching import ClusteredBatches, doubling
 from tfrs_negatives.config import RunConfig
 from tfrs_negatives.datasets import RetrievalData
 from tfrs_negatives.encode.features import infer_features
@@ -29,7 +30,13 @@ RECIPE_KEYS: dict[str, set[str]] = {
     "mixed_negative_sampling": {"num_uniform"},
     "cross_batch_negative_sampling": PAST,
     "mixed_cross_batch_negative_sampling": {"num_uniform", *PAST},
+    "ngame": set(),
+    "cross_batch_ngame": PAST,
+    "dynamic_negative_sampling": {"num_uniform", "num_hardest"},
 }
+CLUSTERED = {"ngame", "cross_batch_ngame"}
+# The recipes that leave out what the query has chosen in training.
+HARD = {*CLUSTERED, "dynamic_negative_sampling"}
 OPTIMIZERS = {"adagrad": tf.keras.optimizers.Adagrad, "sparse_adam": SparseAdam}
 
 
@@ -67,6 +74,35 @@ def build_model(config: RunConfig, data: RetrievalData) -> TwoTower:
     return model
 
 
+def build_batches(
+    config: RunConfig, data: RetrievalData, *, item_key: str
+) -> ClusteredBatches | None:
+    """Builds the batches of similar queries; None where the order is random.
+
+    Args:
+        config: the run.
+        data: its log.
+        item_key: the batch column with the item ids.
+
+    Returns:
+        The batches of the training part.
+    """
+    order, options = config.batches.order, config.batches
+    if order == "random" or (order is None and config.negatives.recipe not in CLUSTERED):
+        return None
+    size = doubling(options.cluster_size, every=options.double_every, most=options.max_cluster_size)
+    return ClusteredBatches(
+        data.train,
+        config.train.batch_size,
+        item_key=item_key,
+        cluster_size=size,
+        refresh_every=options.refresh_every,
+        min_clusters=options.min_clusters,
+        random_share=options.random_share,
+        seed=config.train.seed,
+    )
+
+
 @contextmanager
 def _precision(policy: str) -> Iterator[None]:
     before = tf.keras.mixed_precision.global_policy()
@@ -99,6 +135,8 @@ def _build_task(config: RunConfig, data: RetrievalData, counts: np.ndarray) -> R
     elif config.negatives.frequency == "interval":
         options["frequency"] = recipes.frequency_table(data.items, method="interval")
     recipe, names = config.negatives.recipe, RECIPE_KEYS[config.negatives.recipe]
+    if recipe in HARD and (recipe in CLUSTERED or data.train.query_key is not None):
+        options["history"] = data.train
     chosen = config.negatives.model_dump(include=names)
     return getattr(recipes, recipe)(data.items, **chosen, **options)
 

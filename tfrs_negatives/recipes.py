@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.encode.id_lists import History
 from tfrs_negatives.propose.frequency import StreamingFrequency
 from tfrs_negatives.propose.negatives import CrossBatch, InBatch, Uniform
 from tfrs_negatives.score.keep_masks import AccidentalHits
+from tfrs_negatives.score.known_positives import KnownPositives
+from tfrs_negatives.train.hard_negatives import Hardest, WithinPositiveRadius
+from tfrs_negatives.train.losses import BPR
 from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.types import NegativeSource
 
@@ -142,13 +146,134 @@ def mixed_cross_batch_negative_sampling(
     return _retrieval([InBatch(), Uniform(items, num_uniform), bank], items, options)
 
 
+def ngame(items: ItemCatalogue, *, history: History, **options: Any) -> Retrieval:
+    """The hard negatives of batches of similar queries: those within each row's positive radius.
+
+    Half of the method is the order of the data: train it on `ClusteredBatches`.
+
+    Args:
+        items: the catalogue.
+        history: the training log; what a query has chosen in it is no negative of it.
+        **options: any keyword of `Retrieval`; `miners=[Hardest(10)]` with
+            `loss=TripletHinge(0.3 / t, focus=0.1 / t)` at temperature t is the code of NGAME.
+
+    Returns:
+        The task. Nothing is corrected: what the radius chose is no sample of a known distribution.
+
+    Example:
+        >>> import numpy as np
+        >>> from tfrs_negatives.datasets import Interactions
+        >>> log = Interactions({"user": np.array([1, 2])}, np.array([7, 9]), query_key="user")
+        >>> [type(miner).__name__ for miner in ngame(ItemCatalogue([7, 9]), history=log).miners]
+        ['WithinPositiveRadius']
+
+    Source: Dahiya et al., WSDM 2023, with the radius of the thesis in the place of the ten hardest
+        (ALG 5.5).
+    """
+    defaults = {
+        "masks": [KnownPositives(history, items)],
+        "miners": [WithinPositiveRadius()],
+        "frequency": None,
+        "correct": None,
+    }
+    return _retrieval([InBatch()], items, {**defaults, **options})
+
+
+def cross_batch_ngame(
+    items: ItemCatalogue,
+    *,
+    history: History,
+    capacity: int = 8192,
+    warmup_steps: int = 0,
+    max_drift: float | None = None,
+    compensate: bool = True,
+    **options: Any,
+) -> Retrieval:
+    """NGAME with the items of past batches that are within each row's positive radius as well.
+
+    Args:
+        items: the catalogue, which sizes the frequency table and measures the drift.
+        history: the training log; what a query has chosen in it is no negative of it.
+        capacity: how many past items, M; at least a batch.
+        warmup_steps: steps before they are used.
+        max_drift: the largest relative drift at which they are used; None does not ask.
+        compensate: whether fresh columns take over the gradient that those of the bank cannot have.
+        **options: any keyword of `Retrieval`.
+
+    Returns:
+        The task, whose logits are corrected on both sides.
+
+    Example:
+        >>> import numpy as np
+        >>> from tfrs_negatives.datasets import Interactions
+        >>> log = Interactions({"user": np.array([1, 2])}, np.array([7, 9]), query_key="user")
+        >>> task = cross_batch_ngame(ItemCatalogue([7, 9]), history=log, capacity=64)
+        >>> [source.name for source in task.negatives]
+        ['in_batch', 'cross_batch']
+
+    Source: the thesis, section 3.5, with ALG 5.6 and 5.7: the bank's columns are tested against
+        the history too, ids are stored and log q is read when used, and the drift is relative.
+    """
+    defaults = {"masks": [KnownPositives(history, items)], "miners": [WithinPositiveRadius()]}
+    return cross_batch_negative_sampling(
+        items,
+        capacity=capacity,
+        warmup_steps=warmup_steps,
+        max_drift=max_drift,
+        compensate=compensate,
+        **{**defaults, **options},
+    )
+
+
+def dynamic_negative_sampling(
+    items: ItemCatalogue,
+    *,
+    num_hardest: int = 2,
+    num_uniform: int = 200,
+    history: History | None = None,
+    **options: Any,
+) -> Retrieval:
+    """The M hardest of N items drawn uniformly, in pairs with the positive.
+
+    The smaller M / N, the more the loss is about the top of the ranking.
+
+    Args:
+        items: the catalogue to draw from.
+        num_hardest: M, how many of them are used in each row; 1 is the original method.
+        num_uniform: N, how many are drawn, for all rows of the batch together.
+        history: the training log; what a query has chosen in it is no negative of it. Without one
+            only the row's own positive is.
+        **options: any keyword of `Retrieval`.
+
+    Returns:
+        The task.
+
+    Example:
+        >>> task = dynamic_negative_sampling(ItemCatalogue([1, 2, 3]), num_hardest=1, num_uniform=2)
+        >>> type(task.loss_function).__name__
+        'BPR'
+
+    Source: Zhang et al., SIGIR 2013; Shi et al., WWW 2023, DNS(M, N). There each row has N draws of
+        its own.
+    """
+    mask = AccidentalHits() if history is None else KnownPositives(history, items)
+    defaults = {
+        "masks": [mask],
+        "miners": [Hardest(num_hardest)],
+        "loss": BPR(),
+        "frequency": None,
+        "correct": None,
+    }
+    return _retrieval([Uniform(items, num_uniform)], items, {**defaults, **options})
+
+
 def _retrieval(
     negatives: Sequence[NegativeSource], items: ItemCatalogue, options: dict[str, Any]
 ) -> Retrieval:
     # With both sides corrected the copies of the positive are part of what estimates its share of
     # the denominator; elsewhere they would only count against it.
     masks = [] if options.get("correct", "both") == "both" else [AccidentalHits()]
-    defaults = {
+    defaults: dict[str, Any] = {
         "negatives": negatives,
         "frequency": frequency_table(items),
         "masks": masks,

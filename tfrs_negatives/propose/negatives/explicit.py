@@ -1,4 +1,4 @@
-"""Negatives that the data names for each row."""
+"""Negatives that are known for each row."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import tensorflow as tf
 
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.encode.id_lists import keys_of_rows
-from tfrs_negatives.types import EMPTY_ID, Candidates, Part, StepContext
+from tfrs_negatives.propose.negative_table import NegativeTable
+from tfrs_negatives.types import EMPTY_ID, Candidates, StepContext
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class Explicit(Part):
-    """The items of a batch column, negatives of their own row only.
+class Explicit(tf.keras.layers.Layer):
+    """The items of a batch column or of a table, negatives of their own row only.
 
     For what a later stage knows: items that retrieval proposed and ranking rejected, impressions
     without a click, negatives mined offline. They are chosen, not drawn, so they have no expected
@@ -22,7 +23,7 @@ class Explicit(Part):
 
     Args:
         column: the batch column, [B, n] ids filled up with -1, "" or `EMPTY_ID`, or a
-            `tf.RaggedTensor`.
+            `tf.RaggedTensor`; or a `NegativeTable`, whose lists are found by the query of the row.
         items: the catalogue with their features.
 
     Raises:
@@ -36,20 +37,20 @@ class Explicit(Part):
     Source: ALG 14.1, ranking-stage rejects.
     """
 
-    name = "explicit"
     needs_frequency = False
 
-    def __init__(self, column: str, items: ItemCatalogue) -> None:
+    def __init__(self, column: str | NegativeTable, items: ItemCatalogue, **kwargs: Any) -> None:
+        super().__init__(**{"name": "explicit", "dtype": "float32", **kwargs})
         self.column, self.items = column, items
 
     def propose(self, context: StepContext) -> Candidates:
         """Returns columns [B, n]: each row its own."""
-        keys = keys_of_rows(context.features, self.column, context.query_embeddings.shape[0])
+        keys, label = self._keys(context)
         rows = self.items.rows(keys)
         known = tf.debugging.assert_equal(
             (keys == EMPTY_ID) | (rows >= 0),
             True,
-            f"`{self.column}`: expected only items of the catalogue.",
+            f"`{label}`: expected only items of the catalogue.",
         )
         with tf.control_dependencies([known] if known is not None else []):
             features = self.items.gather(tf.maximum(tf.reshape(rows, [-1]), 0))
@@ -58,14 +59,24 @@ class Explicit(Part):
         embeddings = tf.reshape(embeddings, shape)
         return Candidates(keys, embeddings, rows >= 0)
 
+    def _keys(self, context: StepContext) -> tuple[tf.Tensor, str]:
+        num_rows = context.query_embeddings.shape[0]
+        if isinstance(self.column, NegativeTable):
+            return self.column.ids_of_rows(context.features, num_rows), self.column.name
+        return keys_of_rows(context.features, self.column, num_rows), self.column
+
     def log_expected_count(self, ids: tf.Tensor, context: StepContext) -> tf.Tensor:
         """Returns 0 for every column: each is one item."""
         return tf.zeros(tf.shape(ids))
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        items = tf.keras.utils.serialize_keras_object(self.items)
-        return {"column": self.column, "items": items}
+        parts = {"column": self.column, "items": self.items}
+        saved = {
+            name: part if isinstance(part, str) else tf.keras.utils.serialize_keras_object(part)
+            for name, part in parts.items()
+        }
+        return {**super().get_config(), **saved}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Explicit:

@@ -1,0 +1,104 @@
+"""Mining anew between epochs, because a model outgrows its hard negatives."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import tensorflow as tf
+
+from tfrs_negatives.datasets.interactions import Interactions
+from tfrs_negatives.encode.id_lists import query_column
+from tfrs_negatives.index import Index, build_index
+from tfrs_negatives.mining.mine import mine_hard_negatives
+from tfrs_negatives.mining.rules import MiningRules
+from tfrs_negatives.propose.negative_table import NegativeTable
+from tfrs_negatives.types import bad_input
+
+logger = logging.getLogger("tfrs_negatives")
+
+_MINING = ("catalogue", "rank_range", "relative_margin", "choose", "seed", "batch_size", "progress")
+
+
+class MineHardNegatives(tf.keras.callbacks.Callback):
+    """Mines with the current model at the end of epochs, and loads what it finds into the table.
+
+    The first step of the next epoch uses the new negatives, whatever the data pipeline has read
+    ahead. The logs of an epoch that ends with a mining have `mined_negatives`, the mean number of a
+    query, and one line says what was dropped.
+
+    Until the first mining the table is empty and the model learns from its other negatives alone;
+    hard ones from the beginning drive it apart. Put the callback before `Checkpoints`, so that the
+    table which the next epoch uses is saved: a resumed training then needs no file.
+
+    Args:
+        table: what `Explicit` of the model reads.
+        log: the training log, with the queries of the table.
+        folder: where `epoch_0001.parquet` and so on go, and stay.
+        every_epochs: mines after every so many epochs.
+        first_epoch: the first epoch, counted from 1, after which it mines.
+        index_kind: "auto", "exact" or "scann", see `build_index`; a ScaNN index is measured with
+            queries of the log, at the last rank of the window.
+        **mining: `catalogue`, `rank_range`, `relative_margin`, `choose`, `seed`, `batch_size` and
+            `progress` of `mine_hard_negatives`. Each epoch adds its number to the seed.
+
+    Raises:
+        InputError: if an argument is unknown or out of range, or the log has another query key than
+            the table.
+
+    Example:
+        >>> import numpy as np
+        >>> log = Interactions({"user": np.array([1, 2])}, np.array([7, 8]), query_key="user")
+        >>> callbacks = [MineHardNegatives(NegativeTable(log), log, folder="mined", first_epoch=3)]
+
+    Source: ANCE (Xiong et al., ICLR 2021). There another process mines while training goes on, with
+        a model that is a few thousand steps old; here training waits, and the model is the current.
+    """
+
+    def __init__(
+        self,
+        table: NegativeTable,
+        log: Interactions,
+        *,
+        folder: str | Path,
+        every_epochs: int = 1,
+        first_epoch: int = 1,
+        index_kind: Literal["auto", "exact", "scann"] = "auto",
+        **mining: Any,
+    ) -> None:
+        super().__init__()
+        for name, number in {"every_epochs": every_epochs, "first_epoch": first_epoch}.items():
+            if number < 1:
+                raise bad_input(name, "at least 1", number)
+        unknown = sorted(mining.keys() - set(_MINING))
+        if unknown:
+            raise bad_input("mining", f"arguments among {list(_MINING)}", unknown)
+        if query_column(log, argument="log")[0] != table.query_key:
+            raise bad_input("log.query_key", f"{table.query_key!r}, as in the table", log.query_key)
+        rules = {n: x for n, x in mining.items() if n in MiningRules.__dataclass_fields__}
+        self.rules = MiningRules(num=table.num, **rules)
+        self.table, self.log, self.folder = table, log, Path(folder)
+        self.every_epochs, self.first_epoch, self.index_kind = every_epochs, first_epoch, index_kind
+        self.mining = mining
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Mines, where the epoch is one that ends with it."""
+        after = epoch + 1 - self.first_epoch
+        if after < 0 or after % self.every_epochs:
+            return
+        path = self.folder / f"epoch_{epoch + 1:04}.parquet"
+        own = {"num": self.table.num, "seed": self.rules.seed + epoch + 1}
+        summary = mine_hard_negatives(
+            self.model, self.log, out=path, index=self._index(), **{**self.mining, **own}
+        )
+        self.table.load(path)
+        logger.info("epoch %d: %s", epoch + 1, summary)
+        if logs is not None:
+            logs["mined_negatives"] = summary.kept / summary.queries
+
+    def _index(self) -> Index:
+        features, _ = self.log.queries()
+        probes = {name: features[name] for name in self.model.query_signature if name in features}
+        last = self.rules.rank_range[1]
+        return build_index(self.model, kind=self.index_kind, recall_k=last, probe_queries=probes)
