@@ -257,15 +257,16 @@ def test_min_clusters_limits_the_size():
 
 
 def test_larger_clusters_are_neighbours_put_together():
-    # Users on a line: 8 clusters of 5 neighbours each, then 4 of 10.
+    # Users on a line, in any order: 8 clusters of 5 neighbours each, then 4 of 10.
+    place = np.random.default_rng(0).permutation(40)
     log = Interactions({"user_id": np.arange(40)}, np.arange(40) % NUM_ITEMS, query_key="user_id")
     batches = ClusteredBatches(
         log, 10, item_key="item_id", cluster_size=lambda e: 5 * (1 + e), min_clusters=2
     )
-    batches.refresh(Vectors(np.arange(40.0)[:, None]), 0)
+    batches.refresh(Vectors(place[:, None]), 0)
     for epoch, size in ((0, 5), (1, 10)):
-        order = batches.order(epoch)
-        groups = {tuple(sorted(piece)) for piece in order.reshape(-1, size).tolist()}
+        pieces = place[batches.order(epoch)].reshape(-1, size)
+        groups = {tuple(sorted(piece)) for piece in pieces.tolist()}
         assert groups == {tuple(range(i, i + size)) for i in range(0, 40, size)}
 
 

@@ -297,3 +297,31 @@ def test_nothing_to_resume(call, tmp_path, complete):
     (tmp_path / "taken" / "precious.txt").write_text("keep me")
     assert call("train", "--resume", tmp_path / "taken")[0] == 2
     assert os.listdir(tmp_path / "taken") == ["precious.txt"]
+
+
+def test_batches_of_similar_queries_go_on_too(call, source, tmp_path, monkeypatch):
+    options = [
+        *OPTIONS,
+        "negatives.recipe=cross_batch_ngame",
+        "negatives.capacity=100",
+        "batches.cluster_size=2",
+        "batches.double_every=1",
+        "batches.min_clusters=4",
+        "batches.random_share=0.2",
+        "train.epochs=3",
+    ]
+    complete, run = tmp_path / "complete" / "first", tmp_path / "killed" / "first"
+    for folder in (complete, run):
+        folder.parent.mkdir()
+    assert call("train", "--out", complete, source, *options)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochProgress, "on_train_batch_end", stop_with(KeyboardInterrupt(), 8))
+        assert call("train", "--out", run, source, *options)[0] not in (0, 2)
+    code, _, err = call("train", "--resume", run)
+    assert code == 0, err
+    assert_same_run(run, complete)
+    header, *rows = (complete / "history.csv").read_text().splitlines()
+    columns = header.split(",")
+    sizes = [float(row.split(",")[columns.index("cluster_size")]) for row in rows]
+    assert sizes == [2, 4, 5]
+    assert {"empty_row_share", "masked_share", "bank_fill"} <= set(columns)

@@ -1,10 +1,22 @@
 """The recipes: which parts they are made of."""
 
+import numpy as np
 import pytest
 
+from tfrs_negatives import losses
+from tfrs_negatives.datasets import Interactions
 from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.recipes import frequency_table, in_batch, mixed_negative_sampling
+from tfrs_negatives.recipes import (
+    cross_batch_ngame,
+    dynamic_negative_sampling,
+    frequency_table,
+    in_batch,
+    mixed_negative_sampling,
+    ngame,
+)
 from tfrs_negatives.score.keep_masks import AccidentalHits
+from tfrs_negatives.score.known_positives import KnownPositives
+from tfrs_negatives.train.hard_negatives import Hardest, WithinPositiveRadius
 
 ITEMS = ItemCatalogue(list(range(3000)))
 
@@ -22,6 +34,40 @@ def test_sources():
 def test_copies_of_the_positive_stay_only_where_it_is_corrected(correct, masks):
     for recipe in (in_batch, mixed_negative_sampling):
         assert [type(mask) for mask in recipe(ITEMS, correct=correct).masks] == masks
+
+
+LOG = Interactions({"user": np.array([1, 2])}, np.array([7, 9]), query_key="user")
+
+
+def test_hard_recipes_leave_out_what_the_query_has_chosen():
+    for recipe in (ngame, cross_batch_ngame):
+        task = recipe(ITEMS, history=LOG, slack=2.5)
+        assert [type(mask) for mask in task.masks] == [KnownPositives]
+        assert [(type(miner), miner.slack) for miner in task.miners] == [
+            (WithinPositiveRadius, 2.5)
+        ]
+        assert task.correct == "both"
+    assert [source.name for source in cross_batch_ngame(ITEMS, history=LOG).negatives] == [
+        "in_batch",
+        "cross_batch",
+    ]
+
+
+def test_the_hinge_of_ngame_is_two_options():
+    loss = losses.TripletHinge(3.0, focus=1.0)
+    task = ngame(ITEMS, history=LOG, correct=None, miners=[Hardest(10)], loss=loss)
+    assert task.loss_function is loss
+    assert [type(miner) for miner in task.miners] == [Hardest]
+
+
+def test_dynamic_negative_sampling_takes_m_of_n():
+    task = dynamic_negative_sampling(ITEMS, num_hardest=3, num_uniform=50)
+    assert [(source.name, source.num_negatives) for source in task.negatives] == [("uniform", 50)]
+    assert [miner.k for miner in task.miners] == [3]
+    assert isinstance(task.loss_function, losses.BPR)
+    assert [type(mask) for mask in task.masks] == [AccidentalHits]
+    known = dynamic_negative_sampling(ITEMS, history=LOG)
+    assert [type(mask) for mask in known.masks] == [KnownPositives]
 
 
 def test_options_win_over_the_recipe():

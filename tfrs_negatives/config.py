@@ -110,6 +110,9 @@ class NegativesConfig(Section):
     compensate: bool = Field(
         True, description="fresh columns take over the gradient of past items; false: as published"
     )
+    slack: float = Field(
+        3.0, ge=0, description="nats below the positive where ngame still sees a hard negative"
+    )
     known_positives: bool = Field(
         False, description="leave out what the query has chosen in training, whatever its source"
     )

@@ -30,8 +30,8 @@ RECIPE_KEYS: dict[str, set[str]] = {
     "mixed_negative_sampling": {"num_uniform"},
     "cross_batch_negative_sampling": PAST,
     "mixed_cross_batch_negative_sampling": {"num_uniform", *PAST},
-    "ngame": set(),
-    "cross_batch_ngame": PAST,
+    "ngame": {"slack"},
+    "cross_batch_ngame": {"slack", *PAST},
     "dynamic_negative_sampling": {"num_uniform", "num_hardest"},
 }
 CLUSTERED = {"ngame", "cross_batch_ngame"}
