@@ -143,6 +143,12 @@ PARTS = {
         "masks": [KnownPositives(HISTORY, CATALOGUE, static_shapes=True)],
         "frequency": exact(),
     },
+    "WithinPositiveRadius own": lambda: {
+        "negatives": [InBatch(), CrossBatch(9)],
+        "miners": [WithinPositiveRadius(slack=2.0, by="logits")],
+        "masks": [AccidentalHits()],
+        "frequency": exact(),
+    },
     "SampledSoftmax": lambda: {"loss": SampledSoftmax()},
     "DecoupledSoftmax": lambda: {
         "loss": DecoupledSoftmax(),

@@ -35,8 +35,8 @@ from tfrs_negatives.propose.negatives import (
 from tfrs_negatives.score.affinity import ItemBias
 from tfrs_negatives.score.keep_masks import AccidentalHits, ScoreMargin
 from tfrs_negatives.score.known_positives import KnownPositives
-from tfrs_negatives.train.hard_negatives import Hardest
-from tfrs_negatives.train.losses import EasyHardMixture
+from tfrs_negatives.train.hard_negatives import Hardest, RandomOfTop, WithinPositiveRadius
+from tfrs_negatives.train.losses import DecoupledSoftmax, EasyHardMixture, TripletHinge
 from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.train.two_tower import TwoTower, describe_last_step
 
@@ -97,6 +97,24 @@ COMPOSITIONS = {
         "frequency": streaming(),
         "masks": [AccidentalHits()],
         "correct": "negatives",
+    },
+    "random of top": lambda: {
+        "miners": [RandomOfTop(2, 4)],
+        "loss": TripletHinge(2.0, focus=1.0),
+        "correct": None,
+    },
+    "cross-batch ngame": lambda: {
+        "negatives": [InBatch(), CrossBatch(9)],
+        "frequency": streaming(),
+        "masks": [KnownPositives(HISTORY, ITEMS)],
+        "miners": [WithinPositiveRadius(slack=1.0)],
+    },
+    "several positives": lambda: {
+        "negatives": [InBatch(), CrossBatch(9)],
+        "frequency": streaming(),
+        "masks": [AccidentalHits(more_positives="liked")],
+        "miners": [WithinPositiveRadius(farthest="known", slack=1.0)],
+        "loss": DecoupledSoftmax(),
     },
     "everything": lambda: {
         "negatives": [

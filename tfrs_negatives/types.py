@@ -270,7 +270,11 @@ class Mask(Protocol):
 
 
 class Miner(Protocol):
-    """Chooses among the columns that the masks left."""
+    """Chooses among the columns that the masks left.
+
+    A miner that decides column by column, from its numbers and those of the positive, says so with
+    an attribute `is_filter = True`: it may be asked for a block of the columns.
+    """
 
     def mine(self, logits: Logits, context: StepContext) -> Logits:
         """Returns the logits of the chosen columns, with a static width."""

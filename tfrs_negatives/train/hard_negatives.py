@@ -145,6 +145,8 @@ class SemiHard(RankedMiner):
     Source: Schroff et al., CVPR 2015 (FaceNet), section 3.2, as scores in the place of distances.
     """
 
+    is_filter = True
+
     def __init__(self, margin: float, *, by: RankBy = "scores") -> None:
         super().__init__(by=by)
         if not margin > 0:
@@ -206,6 +208,11 @@ class WithinPositiveRadius(RankedMiner):
         if not slack >= 0:
             raise bad_input("slack", "at least 0", slack)
         self.farthest, self.slack = farthest, float(slack)
+
+    @property
+    def is_filter(self) -> bool:
+        """Whether a column is judged without looking at others."""
+        return self.farthest == "own"
 
     def mine(self, logits: Logits, context: StepContext | None) -> Logits:
         """Returns the same columns, fewer of them kept."""

@@ -22,6 +22,7 @@ from tfrs_negatives.types import (
     Logits,
     Margin,
     Mask,
+    Miner,
     MorePositives,
     SoftmaxLoss,
     StepContext,
@@ -35,12 +36,13 @@ USUAL_ROWS = 4096
 
 
 class Scorer(NamedTuple):
-    """Three arrows of the step: scores, masks, correction."""
+    """Arrows of the step: scores, masks, correction, and the miners that only drop columns."""
 
     affinity: Affinity
     masks: Sequence[Mask]
     policy: CorrectionPolicy | None
     strength: float
+    filters: Sequence[Miner] = ()
 
     def logits(
         self,
@@ -49,7 +51,7 @@ class Scorer(NamedTuple):
         *,
         score_mask: tf.Tensor | None = None,
     ) -> Logits:
-        """Scores, masks and corrects every column; the rows' own ones stand last.
+        """Scores, masks, corrects and filters every column; the rows' own ones stand last.
 
         Args:
             pools: the columns.
@@ -70,7 +72,7 @@ class Scorer(NamedTuple):
             parts.append(self.correct(scores, pool))
             score_mask = None
         explicit = [tf.fill(tf.shape(p.origin), p.ids.shape.rank == 2) for p in pools]
-        return Logits(
+        logits = Logits(
             parts[0].positive,
             tf.concat([p.negatives for p in parts], axis=1),
             tf.concat([p.keep for p in parts], axis=1),
@@ -79,6 +81,13 @@ class Scorer(NamedTuple):
             tf.concat([p.scores for p in parts], axis=1),
             _side_by_side([p.more_positives for p in parts if p.more_positives is not None]),
         )
+        return self.filter(logits, context)
+
+    def filter(self, logits: Logits, context: StepContext) -> Logits:
+        """Drops the columns that a miner does not want."""
+        for miner in self.filters:
+            logits = miner.mine(logits, context)
+        return logits
 
     def correct(self, scores: Logits, pool: CandidatePool) -> Logits:
         """Subtracts the log expected counts."""
@@ -103,16 +112,18 @@ class Scorer(NamedTuple):
         # An empty slot is left out by its shift, which costs no pass over [B, C].
         shift = tf.where(pool.filled, alone.negatives[0], -math.inf)
         correction = tf.stop_gradient(tf.where(pool.filled, bias - shift, 0.0))
-        scores = Logits(tf.stop_gradient(positive), tf.zeros([]), tf.constant(True))
+        own, own_score = tf.stop_gradient(alone.positive), tf.stop_gradient(positive)
 
         def keep(start: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
             width = tf.shape(logits)[1]
             block = slice_columns(pool, start, width)
             # Masks read scores, as they are before the correction.
             before = logits + tf.slice(correction, [start], [width])
-            of_block = scores._replace(negatives=before)
-            kept = [mask.keep(of_block, block, context) for mask in self.masks]
-            return functools.reduce(tf.logical_and, [*kept, _not_own(block, logits)])
+            scores = Logits(own_score, before, tf.constant(True))
+            masks = [mask.keep(scores, block, context) for mask in self.masks]
+            kept = functools.reduce(tf.logical_and, [*masks, _not_own(block, logits)])
+            of_block = Logits(own, logits, kept, positive_score=own_score, scores=before)
+            return self.filter(of_block, context).keep
 
         return chunked_log_sum_exp(
             self.affinity.queries(context),
@@ -133,7 +144,7 @@ def loss_within_budget(
     context: StepContext,
     *,
     byte_budget: int,
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Computes the loss from all logits where they are known to fit, else in blocks of columns.
 
     Args:
@@ -144,25 +155,27 @@ def loss_within_budget(
         byte_budget: bytes that the logits of the shared columns may take at once.
 
     Returns:
-        The loss of each row, [B], and how many columns counted over all rows.
+        The loss of each row, [B], whether it has any negative, [B] bool, and how many columns
+        counted over all rows.
 
     Raises:
         InputError: if the budget does not hold one column.
     """
 
-    def at_once() -> tuple[tf.Tensor, tf.Tensor]:
+    def at_once() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         logits = scorer.logits(pools, context)
-        return loss(logits), tf.reduce_sum(tf.cast(logits.keep, tf.float32))
+        some = tf.reduce_any(logits.keep, axis=1)
+        return loss(logits), some, tf.reduce_sum(tf.cast(logits.keep, tf.float32))
 
-    def in_blocks() -> tuple[tf.Tensor, tf.Tensor]:
+    def in_blocks() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         width = _block_width(context.query_embeddings, byte_budget)
         shared, num_kept = scorer.margin_in_blocks(pools[0], context, block_width=width)
         if len(pools) == 1:
-            return loss.of_margins(shared, None), num_kept
+            return loss.of_margins(shared, None), shared.some, num_kept
         own = scorer.logits(pools[1:], context)
         margin = masked_log_sum_exp(own.negatives, own.keep, origin=own.positive)
         num_kept += tf.reduce_sum(tf.cast(own.keep, tf.float32))
-        return loss.of_margins(shared, margin), num_kept
+        return loss.of_margins(shared, margin), shared.some | margin.some, num_kept
 
     if pools[0].ids.shape.rank == 2:
         return at_once()

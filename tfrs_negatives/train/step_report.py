@@ -65,10 +65,10 @@ class StepReport(tf.keras.layers.Layer):
             self.masked_share.total.assign_add(num_columns - num_kept)
             self.masked_share.count.assign_add(num_columns)
 
-    def record_mined(self, keep: tf.Tensor) -> None:
-        """Counts the rows of this replica without any negative, [B, K] bool, for the logs."""
+    def record_mined(self, some: tf.Tensor) -> None:
+        """Counts the rows of this replica that have any negative, [B] bool, and those without."""
         if self.empty_rows is not None:
-            empty = tf.cast(~tf.reduce_any(keep, axis=1), tf.float32)
+            empty = tf.cast(~some, tf.float32)
             self.empty_rows.total.assign_add(tf.reduce_sum(empty))
             self.empty_rows.count.assign_add(tf.reduce_sum(tf.ones_like(empty)))
 

@@ -5,6 +5,7 @@ sources propose -> pool -> scores -> masks -> logQ correction -> miners -> loss
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -71,8 +72,8 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         item_bias: an `ItemBias` that is part of the score.
         logits_budget: bytes that the logits may take at once, 4 each. Beyond, and where the number
             of rows is not known in advance, the loss is computed in blocks of columns, with the
-            same result and rather faster, where it needs no single logit: no miner, no batch
-            metric, no `score_mask`, one vector per query, a softmax loss.
+            same result and rather faster, where it needs no single logit: no miner that compares
+            columns, no batch metric, no `score_mask`, one vector per query, a softmax loss.
         reduction: "mean" over the batch, or "sum", which gives the numbers of TFRS.
         seed: of every draw; two runs with one seed agree.
 
@@ -238,27 +239,28 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         if training:
             self._advance(context)
         pools = self._pools(context, candidate_sampling_probability)
-        single = bool(self.miners or (compute_batch_metrics and self.batch_metrics))
+        choosers = self.miners[len(self._scorer.filters) :]
+        single = bool(choosers or (compute_batch_metrics and self.batch_metrics))
         single |= score_mask is not None or query_embeddings.shape.rank == 3
         if single or not isinstance(self.loss_function, SoftmaxLoss):
             logits = self._scorer.logits(pools, context, score_mask=score_mask)
             num_kept = tf.reduce_sum(tf.cast(logits.keep, tf.float32))
-            for miner in self.miners:
+            for miner in choosers:
                 logits = miner.mine(logits, context)
-            if training:
-                self.report.record_mined(logits.keep)
+            some = tf.reduce_any(logits.keep, axis=1)
             loss = self._loss(logits, pools, context, sample_weight)
             if compute_batch_metrics and self.batch_metrics:
                 labels, scores = self._labels_and_scores(logits, pools)
                 for metric in self.batch_metrics:
                     metric.update_state(labels, scores, sample_weight=sample_weight)
         else:
-            rows, num_kept = loss_within_budget(
+            rows, some, num_kept = loss_within_budget(
                 self.loss_function, self._scorer, pools, context, byte_budget=self.logits_budget
             )
             loss = self._reduce(rows, context, sample_weight)
         if training:
             self.report.record(pools, context, num_kept=num_kept)
+            self.report.record_mined(some)
             self._remember(context)
         for metric in self.loss_metrics:
             metric.update_state(loss)
@@ -270,7 +272,9 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
 
     @property
     def _scorer(self) -> Scorer:
-        return Scorer(self.affinity, self.masks, self.correct, self.strength)
+        # Behind a miner that has chosen columns, a filter is one of several choosers.
+        filters = itertools.takewhile(lambda m: getattr(m, "is_filter", False), self.miners)
+        return Scorer(self.affinity, self.masks, self.correct, self.strength, list(filters))
 
     def _check_call(
         self,
@@ -350,7 +354,8 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         self, logits: Logits, pools: Sequence[CandidatePool]
     ) -> tuple[tf.Tensor, tf.Tensor]:
         batch_first = self.negatives[0].name == InBatch.name
-        return labels_and_scores(logits, pools, batch_first=batch_first, mined=bool(self.miners))
+        mined = len(self.miners) > len(self._scorer.filters)
+        return labels_and_scores(logits, pools, batch_first=batch_first, mined=mined)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, without the factorized metrics."""

@@ -1,0 +1,408 @@
+"""Batches of similar queries: are their negatives harder, what do they cost, what do they find?
+
+Three parts, on MovieLens-100K with the towers of the thesis and batches of 2,048:
+
+- hardness: the negatives in clustered and in random batches, along the curriculum and for one
+  model by cluster size;
+- seconds: an epoch of each method in turn, clustering included;
+- parts: what correction, masks, clusters and radius do to recall, over several seeds.
+
+Run it from the root of the repository; it writes results.json, hardness.png and README.md beside
+itself, about twenty minutes on two cores::
+
+    .venv/bin/python -m benchmarks.ngame.run --data ml-100k:../shared/data/ml-100k --seeds 0 1 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import tfrs_negatives as tfn
+
+# isort: split
+import tensorflow as tf
+
+from tfrs_negatives import losses, recipes
+from tfrs_negatives.config import RunConfig, load_config
+from tfrs_negatives.datasets import Interactions, RetrievalData
+from tfrs_negatives.experiments import load_data
+from tfrs_negatives.files import write_text
+from tfrs_negatives.model_builder import build_batches, build_model
+
+HERE = Path(__file__).parent
+BATCH, EPOCHS, PROBED_BATCHES = 2048, 8, 8
+PACKAGES = ("tensorflow", "tf_keras", "numpy", "tfrs-negatives")
+NGAME = ("negatives.recipe=ngame", "batches.double_every=2", "batches.refresh_every=1")
+RANDOM = ("negatives.recipe=ngame", "batches.order=random")
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SECONDS = {
+    "in-batch + logQ": ["negatives.recipe=in_batch"],
+    "NGAME": list(NGAME),
+    "cross-batch, M 2,048": [
+        "negatives.recipe=cross_batch_negative_sampling",
+        "negatives.capacity=2048",
+    ],
+    "cross-batch NGAME, M 2,048": [
+        "negatives.recipe=cross_batch_ngame",
+        "negatives.capacity=2048",
+        *NGAME[1:],
+    ],
+}
+# What the row is, its configuration, and whether held-out positives are masked too.
+PARTS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "in-batch, uncorrected": (("negatives.recipe=in_batch", "negatives.correct=null"), False),
+    "in-batch + logQ": (("negatives.recipe=in_batch",), False),
+    "  known positives masked": ((*RANDOM, "negatives.slack=.inf"), False),
+    "  clusters": ((*NGAME, "negatives.slack=.inf"), False),
+    "  radius, slack 3": (RANDOM, False),
+    "  clusters, radius, slack 3: NGAME": (NGAME, False),
+    "    clusters of 16 from the beginning": (
+        (*NGAME[:1], "batches.cluster_size=16", "batches.double_every=99"),
+        False,
+    ),
+    "    uncorrected": ((*NGAME, "negatives.correct=null"), False),
+    "    slack 0": ((*NGAME, "negatives.slack=0.0"), False),
+    "    slack 0, random batches": ((*RANDOM, "negatives.slack=0.0"), False),
+    "    slack 0, held-out positives masked": ((*NGAME, "negatives.slack=0.0"), True),
+    "    slack 0, uncorrected: the thesis": (
+        (*NGAME, "negatives.slack=0.0", "negatives.correct=null"),
+        False,
+    ),
+    "    hinge of the ten hardest, uncorrected: NGAME's code": (
+        (*NGAME, "negatives.correct=null"),
+        False,
+    ),
+    "  no radius, held-out positives masked": ((*RANDOM, "negatives.slack=.inf"), True),
+}
+SHOWN = ("recall_at_1", "recall_at_10", "recall_at_50", "recall_at_100")
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="ml-100k:FOLDER")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=6, help="epochs of each method in turn")
+    arguments = parser.parse_args()
+    data = load_data(_config(arguments.data, 0, []))
+    result = {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "seeds": arguments.seeds,
+        "seconds": measure_seconds(arguments.data, data, arguments.rounds),
+        **measure_hardness(arguments.data, data),
+        "parts": measure_parts(arguments.data, data, arguments.seeds),
+    }
+    write_text(HERE / "results.json", json.dumps(result, indent=2) + "\n")
+    plot(result)
+    write_text(HERE / "README.md", render(result))
+
+
+def _config(source: str, seed: int, overrides: list[str]) -> RunConfig:
+    shared = [
+        f"data.source={source}",
+        "data.min_rating=3",
+        "data.split=random",
+        f"train.batch_size={BATCH}",
+        f"train.seed={seed}",
+    ]
+    return load_config(overrides=[*shared, *overrides])
+
+
+# ------------------------------------------------------------------ seconds
+
+
+def measure_seconds(source: str, data: RetrievalData, rounds: int) -> dict[str, list[float]]:
+    """Returns the seconds of each epoch of each method, the first, which traces, left out."""
+    methods = {}
+    for name, overrides in SECONDS.items():
+        # Large clusters from the beginning, made anew in every epoch: the most they can cost.
+        config = _config(source, 0, [*overrides, "batches.cluster_size=16"])
+        model = build_model(config, data)
+        methods[name] = (model, build_batches(config, data, item_key=model.item_key))
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    steps = data.train.steps_per_epoch(BATCH)
+    for number in range(rounds + 1):
+        for name, (model, batches) in methods.items():
+            start = number * steps
+            began = time.perf_counter()
+            if batches is None:
+                stream = data.train.stream(BATCH, item_key=model.item_key, start_step=start)
+                model.fit(stream, steps_per_epoch=steps, verbose=0)
+            else:
+                dataset, refresh = batches.dataset(start_step=start), tfn.RefreshClusters(batches)
+                model.fit(dataset, steps_per_epoch=steps, callbacks=[refresh], verbose=0)
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+# ------------------------------------------------------------------ hardness
+
+
+class Hardness:
+    """Measures the in-batch negatives of batches given by row number.
+
+    Args:
+        data: the log.
+    """
+
+    def __init__(self, data: RetrievalData) -> None:
+        self.data, self.users = data, data.train.query_features
+        self.known = tfn.KnownPositives(data.train, data.items)
+        self.held_out = tfn.KnownPositives(data.test, data.items)
+
+    def __call__(self, model: tfn.TwoTower, order: np.ndarray) -> dict[str, float]:
+        """Returns means over the first batches of an order of the training events."""
+        parts = [
+            self._of_batch(model, order[n * BATCH : (n + 1) * BATCH]) for n in range(PROBED_BATCHES)
+        ]
+        return {name: statistics.fmean(part[name] for part in parts) for name in parts[0]}
+
+    def _of_batch(self, model: tfn.TwoTower, rows: np.ndarray) -> dict[str, float]:
+        ids = self.data.train.item_ids[rows]
+        features = {name: tf.constant(column[rows]) for name, column in self.users.items()}
+        items = self.data.items.gather(self.data.items.rows(ids))
+        scores = (model.query_vectors(features) @ tf.transpose(model.item_vectors(items))).numpy()
+        users = features[self.data.train.query_key]
+        kept = ~self.known.dropped_cells(users, tf.constant(ids)).numpy()
+        false = self.held_out.dropped_cells(users, tf.constant(ids)).numpy() & kept
+        within = kept & (scores >= np.diag(scores)[:, None])
+        return {
+            "top_negative": float(np.where(kept, scores, -1.0).max(axis=1).mean()),
+            "within_radius": float((within.sum(axis=1) / kept.sum(axis=1)).mean()),
+            "false_negatives": float(false.sum() / kept.sum()),
+            "false_within_radius": float((false & within).sum() / within.sum()),
+        }
+
+
+class ProbeEpochs(tf.keras.callbacks.Callback):
+    """Measures the batches of each epoch, and random ones, before it is trained on."""
+
+    def __init__(self, hardness: Hardness, batches: tfn.ClusteredBatches) -> None:
+        super().__init__()
+        self.hardness, self.batches = hardness, batches
+        self.epochs: list[dict[str, Any]] = []
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Measures."""
+        order = np.random.default_rng(epoch).permutation(len(self.batches.log))
+        size = self.batches.num_queries / self.batches.num_clusters(epoch)
+        clustered = self.hardness(self.model, self.batches.order(epoch))
+        random = self.hardness(self.model, order)
+        self.epochs.append({"cluster_size": size, "clustered": clustered, "random": random})
+
+
+def measure_hardness(source: str, data: RetrievalData) -> dict[str, Any]:
+    """Returns the hardness in each epoch of a curriculum, and by cluster size for its last model.
+
+    The size doubles in every epoch.
+    """
+    hardness = Hardness(data)
+    config = _config(source, 0, [*NGAME, "batches.double_every=1", "batches.min_clusters=4"])
+    tf.keras.utils.set_random_seed(0)
+    model = build_model(config, data)
+    batches = build_batches(config, data, item_key=model.item_key)
+    probe = ProbeEpochs(hardness, batches)
+    model.fit(
+        batches.dataset(),
+        steps_per_epoch=batches.steps_per_epoch,
+        epochs=9,
+        callbacks=[tfn.RefreshClusters(batches), probe],
+        verbose=0,
+    )
+    by_size = []
+    for size in SIZES:
+        fixed = tfn.ClusteredBatches(
+            data.train, BATCH, item_key=model.item_key, cluster_size=size, min_clusters=1
+        )
+        if fixed.is_due(0):
+            fixed.refresh(model, 0)
+        by_size.append({"cluster_size": size, **hardness(model, fixed.order(0))})
+    return {"curriculum": probe.epochs, "by_size": by_size}
+
+
+# ------------------------------------------------------------------ parts
+
+
+def measure_parts(source: str, data: RetrievalData, seeds: list[int]) -> dict[str, Any]:
+    """Returns the metrics of each row, one value for each seed."""
+    parts: dict[str, dict[str, list[float]]] = {}
+    for name, (overrides, is_oracle) in PARTS.items():
+        found: dict[str, list[float]] = {metric: [] for metric in (*SHOWN, "empty_row_share")}
+        for seed in seeds:
+            config = _config(source, seed, list(overrides))
+            split = load_data(config)
+            for metric, value in train(config, split, is_oracle, "hinge" in name).items():
+                found[metric].append(value)
+        parts[name] = found
+        print(f"{name:60s}", *[f"{statistics.fmean(found[metric]):.4f}" for metric in SHOWN])
+    return parts
+
+
+def train(config: RunConfig, data: RetrievalData, is_oracle: bool, hinge: bool) -> dict[str, float]:
+    """Trains one row and returns its metrics; an oracle masks what is held out as well."""
+    tf.keras.utils.set_random_seed(config.train.seed)
+    model = build_model(config, data)
+    if is_oracle or hinge:
+        model = _with_task(model, _task(config, data, is_oracle, hinge))
+    batches = build_batches(config, data, item_key=model.item_key)
+    steps = data.train.steps_per_epoch(BATCH)
+    if batches is None:
+        seed = config.train.seed
+        dataset, callbacks = data.train.stream(BATCH, item_key=model.item_key, seed=seed), []
+    else:
+        dataset, callbacks = batches.dataset(), [tfn.RefreshClusters(batches)]
+    history = model.fit(
+        dataset, steps_per_epoch=steps, epochs=EPOCHS, callbacks=callbacks, verbose=0
+    ).history
+    ks = sorted(int(name.rsplit("_", 1)[1]) for name in SHOWN)
+    metrics = tfn.evaluate(model, data.test, ks=ks, exclude=data.train).metrics
+    empty = history.get("empty_row_share", [0.0])[-1]
+    return {**{name: metrics[name] for name in SHOWN}, "empty_row_share": float(empty)}
+
+
+def _task(config: RunConfig, data: RetrievalData, is_oracle: bool, hinge: bool) -> tfn.Retrieval:
+    history = _joined(data.train, data.test) if is_oracle else data.train
+    options: dict[str, Any] = {"correct": config.negatives.correct, "seed": config.train.seed}
+    if hinge:
+        loss = losses.TripletHinge(0.3 / 0.1, focus=0.1 / 0.1)
+        options |= {"miners": [tfn.Hardest(10)], "loss": loss}
+    return recipes.ngame(data.items, history=history, slack=config.negatives.slack, **options)
+
+
+def _with_task(model: tfn.TwoTower, task: tfn.Retrieval) -> tfn.TwoTower:
+    changed = tfn.TwoTower(model.query_tower, model.item_tower, model.items, task)
+    changed.compile(tfn.SparseAdam(0.003))
+    return changed
+
+
+def _joined(one: Interactions, other: Interactions) -> Interactions:
+    key = one.query_key
+    queries = np.concatenate([log.query_features[key] for log in (one, other)])
+    return Interactions({key: queries}, np.concatenate([one.item_ids, other.item_ids]), key)
+
+
+# ------------------------------------------------------------------ report
+
+
+def plot(result: dict[str, Any]) -> None:
+    """Draws hardness along the curriculum and by cluster size."""
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharey="row")
+    labels = {
+        "top_negative": "hardest negative, cosine",
+        "within_radius": "share within the radius",
+    }
+    for row, (metric, label) in enumerate(labels.items()):
+        for kind in ("clustered", "random"):
+            values = [epoch[kind][metric] for epoch in result["curriculum"]]
+            axes[row, 0].plot(range(1, len(values) + 1), values, marker="o", label=kind)
+        sizes = [probe["cluster_size"] for probe in result["by_size"]]
+        values = [probe[metric] for probe in result["by_size"]]
+        axes[row, 1].plot(sizes, values, marker="o", color="tab:blue")
+        axes[row, 0].set_ylabel(label)
+    ticks = [f"{n}\n{epoch['cluster_size']:.0f}" for n, epoch in enumerate(result["curriculum"], 1)]
+    axes[1, 0].set_xticks(range(1, len(ticks) + 1), ticks)
+    axes[1, 0].set_xlabel("epoch, and cluster size")
+    axes[1, 1].set_xscale("log", base=2)
+    axes[1, 1].set_xlabel("cluster size, for the last model")
+    axes[0, 0].legend()
+    figure.tight_layout()
+    figure.savefig(HERE / "hardness.png", dpi=110, metadata={"Software": None})
+
+
+def render(result: dict[str, Any]) -> str:
+    """Renders the tables."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    usage = next(line.strip() for line in __doc__.splitlines() if ".venv" in line)
+    parts = [
+        "# NGAME\n",
+        "Written by `run.py`. MovieLens-100K, ratings of 3 and more, the towers of the thesis, "
+        f"batches of {BATCH:,}, known positives of a row left out of its negatives.\n",
+        f"    {usage}\n",
+        *_hardness_tables(result),
+        *_seconds_table(result["seconds"]),
+        *_parts_table(result["parts"], result["seeds"]),
+        f"\n{result['date']}, {result['machine']}, shared: read ratios; {versions}.",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _hardness_tables(result: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Hardness\n",
+        "Means over rows of the largest cosine of a negative, and of the share of negatives that "
+        "score at least as high as the positive; and the share of held-out positives among all "
+        "negatives and among those. Seed 0; `random` is the same model on random batches.\n",
+        "![hardness](hardness.png)\n",
+        "| epoch | cluster size | top negative | random | within radius | random | false | "
+        "false within |",
+        "|---" * 8 + "|",
+    ]
+    for number, epoch in enumerate(result["curriculum"], 1):
+        ours, other = epoch["clustered"], epoch["random"]
+        lines.append(
+            f"| {number} | {epoch['cluster_size']:.0f} | {ours['top_negative']:.3f} | "
+            f"{other['top_negative']:.3f} | {ours['within_radius']:.1%} | "
+            f"{other['within_radius']:.1%} | {ours['false_negatives']:.1%} | "
+            f"{ours['false_within_radius']:.1%} |"
+        )
+    return lines
+
+
+def _seconds_table(seconds: dict[str, list[float]]) -> list[str]:
+    base = seconds["in-batch + logQ"]
+    lines = [
+        "\n## Seconds per epoch\n",
+        f"In turn within one process, {len(base)} turns, clusters made anew before every epoch and "
+        "counted; the ratio is to in-batch in the same turn.\n",
+        "| method | s/epoch, median | ratio, median | smallest to largest |",
+        "|---|---|---|---|",
+    ]
+    for name, values in seconds.items():
+        ratios = [mine / other for mine, other in zip(values, base, strict=True)]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        median = f"{statistics.median(values):.2f} | {statistics.median(ratios):.2f}"
+        lines.append(f"| {name} | {median} | {spread} |")
+    return lines
+
+
+def _parts_table(parts: dict[str, Any], seeds: list[int]) -> list[str]:
+    lines = [
+        "\n## What each part does\n",
+        f"{EPOCHS} epochs, {len(seeds)} seeds, mean ± standard deviation; training items excluded. "
+        "Indented rows change the row above that is indented less. Masking the held-out positives "
+        "uses the test part: it is a diagnosis, no method.\n",
+        "| row | " + " | ".join(SHOWN) + " | rows without a negative |",
+        "|---" * (len(SHOWN) + 2) + "|",
+    ]
+    for name, found in parts.items():
+        label = "&nbsp;" * (2 * (len(name) - len(name.lstrip()))) + name.strip()
+        cells = [_cell(found[metric]) for metric in SHOWN]
+        empty = f"{statistics.fmean(found['empty_row_share']):.1%}"
+        lines.append("| " + " | ".join([label, *cells, empty]) + " |")
+    return lines
+
+
+def _cell(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
