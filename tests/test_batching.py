@@ -215,11 +215,10 @@ def test_a_start_step_goes_on_where_the_epochs_would_be(start_step):
     expected = []
     for epoch in range(2):
         expected += [rows.numpy().tolist() for rows in whole.rows(start_step=epoch * steps)]
-    begun = [
-        rows.numpy().tolist()
-        for rows in whole.rows(start_step=start_step).take(steps - start_step % steps)
-    ]
-    assert begun == expected[start_step : start_step + len(begun)]
+    begun = [rows.numpy().tolist() for rows in whole.rows(start_step=start_step)]
+    epoch = start_step // steps * steps
+    # What is left of the epoch, and then what came before.
+    assert begun == expected[start_step : epoch + steps] + expected[epoch:start_step]
 
 
 def test_clusters_of_one_query_are_a_random_order():
@@ -332,12 +331,62 @@ def test_a_second_fit_goes_on_with_the_next_epoch():
     model = build_model()
     for _ in range(2):
         model.fit(
-            batches.dataset(start_step=batches.next_step),
+            batches.dataset(),
             steps_per_epoch=batches.steps_per_epoch,
             callbacks=[RefreshClusters(batches)],
             verbose=0,
         )
     assert [number for number, _ in batches.seen] == [0] * 8 + [1] * 8
+
+
+def fit(batches, model, *, steps=None, epochs=1, start_step=None):
+    model.fit(
+        batches.dataset(start_step=start_step),
+        steps_per_epoch=steps or batches.steps_per_epoch,
+        epochs=epochs,
+        callbacks=[RefreshClusters(batches)],
+        verbose=0,
+    )
+
+
+def test_another_model_and_a_new_beginning_have_new_clusters():
+    batches = ClusteredBatches(random_log(), 64, **options(cluster_size=4, refresh_every=99))
+    first, second = build_model(0), build_model(1)
+    sequences = []
+    for model, start_step in ((first, None), (second, None), (second, None), (second, 0)):
+        fit(batches, model, start_step=start_step)
+        sequences.append(batches.state.sequence.numpy().tolist())
+    of_first, of_second, again, anew = sequences
+    assert of_first != of_second == again != anew
+    assert batches.next_step == batches.steps_per_epoch
+
+
+def test_nothing_is_embedded_for_an_epoch_that_does_not_come():
+    batches = ClusteredBatches(random_log(), 64, **options(refresh_every=1))
+    fit(batches, build_model(), epochs=2)
+    assert int(batches.state.epoch) == 1
+
+
+def test_training_without_any_cluster_says_so(caplog):
+    batches = ClusteredBatches(random_log(), 64, item_key="item_id", cluster_size=doubling())
+    fit(batches, build_model())
+    assert "no epoch of this training has clusters of more than one query" in caplog.text
+
+
+def test_the_same_epoch_again_says_so(caplog):
+    batches = ClusteredBatches(random_log(), 64, item_key="item_id", cluster_size=1)
+    for _ in batches.rows():
+        pass
+    assert not caplog.records
+    for _ in batches.rows():
+        pass
+    assert "is `RefreshClusters` among the callbacks?" in caplog.text
+
+
+def test_steps_that_are_no_whole_epoch_are_an_error():
+    batches = ClusteredBatches(random_log(), 64, **options())
+    with pytest.raises(InputError, match="`steps_per_epoch`: expected 8, a whole epoch"):
+        fit(batches, build_model(), steps=3)
 
 
 class Kill(tf.keras.callbacks.Callback):
@@ -364,17 +413,24 @@ def test_a_killed_run_resumes_bit_equal(tmp_path, killed_at):
                 callbacks=[RefreshClusters(batches), checkpoints, *([Kill(kill)] if kill else [])],
                 verbose=0,
             )
-        return model, batches
+        return model, batches, start
 
-    whole, batches = train(tmp_path / "whole")
+    whole, batches, _ = train(tmp_path / "whole")
     train(tmp_path / "killed", killed_at)
-    resumed, again = train(tmp_path / "killed")
+    resumed, again, start = train(tmp_path / "killed")
+    steps = batches.steps_per_epoch
+    assert killed_at - 3 <= start <= killed_at
     for received, expected in zip(resumed.variables, whole.variables, strict=True):
         np.testing.assert_array_equal(received, expected)
     np.testing.assert_array_equal(again.state.sequence, batches.state.sequence)
-    # What was left of the epochs, batch by batch.
-    assert again.seen == batches.seen[-len(again.seen) :]
-    assert 0 < len(again.seen) < len(batches.seen)
+    # What was left of the epochs, batch by batch. What is read ahead goes round in the first one.
+    for epoch in {number for number, _ in again.seen}:
+        expected, received = (
+            [rows for number, rows in log.seen if number == epoch] for log in (batches, again)
+        )
+        place = expected.index(received[0])
+        assert received[: len(expected) - place] == expected[place:]
+    assert {number for number, _ in again.seen} == set(range(start // steps, 4))
 
 
 def test_replicas_divide_a_batch_as_it_stands():
@@ -397,6 +453,7 @@ def test_replicas_divide_a_batch_as_it_stands():
         ({"cluster_size": 0}, "`cluster_size`: expected at least 1. Received: 0"),
         ({"refresh_every": 0}, "`refresh_every`: expected at least 1. Received: 0"),
         ({"min_clusters": 0}, "`min_clusters`: expected at least 1. Received: 0"),
+        ({"seed": -1}, "`seed`: expected at least 0. Received: -1"),
         ({"random_share": 1.5}, "`random_share`: expected a number in [0, 1]. Received: 1.5"),
         (
             {"log": random_log().take(np.arange(0))},
@@ -424,6 +481,7 @@ def test_bad_calls():
     with pytest.raises(InputError, match=r"`cluster_size\(0\)`: expected at least 1\. Received: 0"):
         zero.order(0)
     callback = RefreshClusters(batches)
+    callback.set_params({"steps": 8, "epochs": 1})
     callback.set_model(tf.keras.Sequential([tf.keras.layers.Dense(1)]))
     with pytest.raises(InputError, match="`model`: expected a RetrievalModel with query_vectors"):
         callback.on_train_begin()

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from tfrs_negatives.propose.negatives import (
     Weighted,
 )
 from tfrs_negatives.propose.negatives.catalogue_draws import CatalogueDraws, CountedDraws
+from tfrs_negatives.score import known_positives
 from tfrs_negatives.score.affinity import Affinity, ItemBias
 from tfrs_negatives.score.keep_masks import AccidentalHits, ScoreMargin
 from tfrs_negatives.score.known_positives import KnownPositives
@@ -86,6 +88,12 @@ def mined():
     return table
 
 
+def many_cells():
+    """The mask as it is where there are too many cells for a table."""
+    with mock.patch.object(known_positives, "TABLE_CELLS", 0):
+        return KnownPositives(HISTORY, CATALOGUE, static_shapes=True)
+
+
 # Each public part, in the least composition that uses it. A new part is one more row.
 PARTS = {
     "InBatch": lambda: {"negatives": [InBatch()]},
@@ -134,6 +142,7 @@ PARTS = {
     "AccidentalHits": lambda: {"masks": [AccidentalHits()]},
     "AccidentalHits several": lambda: {"masks": [AccidentalHits(more_positives="liked")]},
     "KnownPositives": lambda: {"masks": [KnownPositives(HISTORY, CATALOGUE, static_shapes=True)]},
+    "KnownPositives of many cells": lambda: {"masks": [many_cells()]},
     "ScoreMargin": lambda: {"masks": [ScoreMargin(-0.5)]},
     "Hardest": lambda: {"miners": [Hardest(2)]},
     "RandomOfTop": lambda: {"miners": [RandomOfTop(2, 4)]},

@@ -9,7 +9,7 @@ import tensorflow as tf
 from small_batch import BATCH_IDS, CATALOGUE, NUM_ROWS, exact_frequency, run
 
 from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.propose.negatives import InBatch
+from tfrs_negatives.propose.negatives import Explicit, InBatch
 from tfrs_negatives.score.keep_masks import AccidentalHits
 from tfrs_negatives.score.known_positives import KnownPositives
 from tfrs_negatives.train.hard_negatives import (
@@ -222,6 +222,28 @@ def test_copies_of_another_positive_count_once():
     task = Retrieval(masks=scorer_masks, miners=[Look(1)], negatives=[InBatch()])
     run(task, num_items=len(BATCH_IDS), features={"user": tf.range(NUM_ROWS)})
     assert np.argwhere(seen["marks"]).tolist() == [[1, 0]]
+
+
+def test_columns_of_single_rows_are_never_positives():
+    # Row 0 has chosen 101, which is in the batch and is named as its negative as well.
+    log = Interactions({"user": np.array([0])}, np.array([101]), query_key="user")
+    seen = {}
+
+    class Look(Hardest):
+        def mine(self, logits, context):
+            seen["marks"] = logits.more_positives.marks.numpy()
+            return super().mine(logits, context)
+
+    task = Retrieval(
+        negatives=[InBatch(), Explicit("named", CATALOGUE)],
+        masks=[KnownPositives(log, CATALOGUE)],
+        miners=[Look(1)],
+        correct=None,
+    )
+    features = {"user": tf.range(NUM_ROWS), "named": tf.fill([NUM_ROWS, 2], 101)}
+    run(task, features=features)
+    assert seen["marks"].shape == (NUM_ROWS, NUM_ROWS)
+    assert np.argwhere(seen["marks"]).tolist() == [[0, 1]]
 
 
 def test_without_a_mask_that_names_positives_none_are_marked():

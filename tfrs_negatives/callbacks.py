@@ -41,8 +41,8 @@ class Checkpoints(tf.keras.callbacks.Callback):
             the `state` of `ClusteredBatches`.
 
     Raises:
-        InputError: if `every_steps` is below 1, or `fit` begins without `restore` or
-            `steps_per_epoch`.
+        InputError: if `every_steps` is below 1, a name of `track` is taken, or `fit` begins without
+            `restore` or `steps_per_epoch`.
 
     Example:
         >>> import tempfile
@@ -69,6 +69,9 @@ class Checkpoints(tf.keras.callbacks.Callback):
         self.folder, self.every_steps = Path(folder), every_steps
         self._supports_tf_logs = True
         self._track = dict(track or {})
+        taken = sorted(self._track.keys() & {"model", "first_step"})
+        if taken:
+            raise bad_input("track", "other names than model and first_step", taken)
         self._restored: Any = None
 
     def restore(self, model: tf.keras.Model) -> int:

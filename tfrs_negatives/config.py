@@ -100,7 +100,7 @@ class NegativesConfig(Section):
     ] = "mixed_negative_sampling"
     num_uniform: int = Field(2048, ge=1, description="columns drawn from the catalogue")
     num_hardest: int = Field(
-        2, ge=1, description="columns that dynamic_negative_sampling keeps of them"
+        20, ge=1, description="columns that dynamic_negative_sampling keeps of them"
     )
     capacity: int = Field(8192, ge=1, description="items of past batches, at least a batch")
     warmup_steps: int = Field(0, ge=0, description="steps before past items are used")
@@ -131,7 +131,9 @@ class BatchesConfig(Section):
         None, description="clustered: similar queries together; null: for the two ngame recipes"
     )
     cluster_size: int = Field(1, ge=1, description="queries in a cluster at first; 1: random")
-    double_every: int = Field(30, ge=1, description="epochs after which the size doubles")
+    double_every: int | None = Field(
+        None, ge=1, description="epochs after which the size doubles; null: by train.epochs"
+    )
     max_cluster_size: int | None = Field(None, ge=1, description="null: min_clusters limits it")
     min_clusters: int = Field(10, ge=1, description="how many remain at least")
     refresh_every: int = Field(5, ge=1, description="epochs after which queries are clustered anew")

@@ -77,10 +77,10 @@ def drafted_file(path: Path, *, argument: str) -> Iterator[Path]:
     Raises:
         InputError: if there is a folder of this name, or the file cannot be written.
     """
-    draft = draft_of(path)
-    made = [parent for parent in path.absolute().parents if not parent.exists()]
     if path.is_dir():
         raise bad_input(argument, "the name of a file", f"{path}, a folder")
+    draft = draft_of(path)
+    made = [parent for parent in path.absolute().parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -90,7 +91,8 @@ def build_batches(
     order, options = config.batches.order, config.batches
     if order == "random" or (order is None and config.negatives.recipe not in CLUSTERED):
         return None
-    size = doubling(options.cluster_size, every=options.double_every, most=options.max_cluster_size)
+    every = options.double_every or _epochs_per_doubling(config, data)
+    size = doubling(options.cluster_size, every=every, most=options.max_cluster_size)
     return ClusteredBatches(
         data.train,
         config.train.batch_size,
@@ -101,6 +103,14 @@ def build_batches(
         random_share=options.random_share,
         seed=config.train.seed,
     )
+
+
+def _epochs_per_doubling(config: RunConfig, data: RetrievalData) -> int:
+    """Returns the epochs after which the size doubles so that the largest clusters have a share."""
+    options, num_queries = config.batches, len(next(iter(data.train.queries()[0].values())))
+    largest = num_queries / (options.min_clusters * options.cluster_size)
+    doublings = max(1, math.ceil(math.log2(max(largest, 1.0))))
+    return max(1, config.train.epochs // (doublings + 1))
 
 
 @contextmanager
@@ -135,10 +145,15 @@ def _build_task(config: RunConfig, data: RetrievalData, counts: np.ndarray) -> R
     elif config.negatives.frequency == "interval":
         options["frequency"] = recipes.frequency_table(data.items, method="interval")
     recipe, names = config.negatives.recipe, RECIPE_KEYS[config.negatives.recipe]
-    if recipe in HARD and (recipe in CLUSTERED or data.train.query_key is not None):
+    if _leaves_out_history(config, data):
         options["history"] = data.train
     chosen = config.negatives.model_dump(include=names)
     return getattr(recipes, recipe)(data.items, **chosen, **options)
+
+
+def _leaves_out_history(config: RunConfig, data: RetrievalData) -> bool:
+    recipe = config.negatives.recipe
+    return recipe in CLUSTERED or (recipe in HARD and data.train.query_key is not None)
 
 
 def _masks(config: RunConfig, data: RetrievalData) -> list[Mask] | None:
@@ -146,6 +161,8 @@ def _masks(config: RunConfig, data: RetrievalData) -> list[Mask] | None:
     hits, known = config.negatives.remove_accidental_hits, config.negatives.known_positives
     if known and data.train.query_key is None:
         raise bad_input("negatives.known_positives", "a log with a query_key", True)
+    # Said of copies only, it must not switch off what these recipes are about.
+    known |= hits is not None and _leaves_out_history(config, data)
     if hits is None and not known:
         return None
     own: list[Mask] = [AccidentalHits()] if hits else []

@@ -230,14 +230,15 @@ def cross_batch_ngame(
 def dynamic_negative_sampling(
     items: ItemCatalogue,
     *,
-    num_hardest: int = 2,
+    num_hardest: int = 20,
     num_uniform: int = 200,
     history: History | None = None,
     **options: Any,
 ) -> Retrieval:
     """The M hardest of N items drawn uniformly, in pairs with the positive.
 
-    The smaller M / N, the more the loss is about the top of the ranking.
+    The smaller M / N, the more the loss is about the top of the ranking, and the longer training
+    takes to begin: the hardest of an untrained model are noise.
 
     Args:
         items: the catalogue to draw from.
@@ -255,8 +256,9 @@ def dynamic_negative_sampling(
         >>> type(task.loss_function).__name__
         'BPR'
 
-    Source: Zhang et al., SIGIR 2013; Shi et al., WWW 2023, DNS(M, N). There each row has N draws of
-        its own.
+    Source: Zhang et al., SIGIR 2013; Shi et al., WWW 2023, DNS(M, N), there with M = 2 of N = 200
+        for 200 epochs. There each row has N draws of its own, and its M pairs are summed; here they
+        are averaged, so the gradient is M times smaller.
     """
     mask = AccidentalHits() if history is None else KnownPositives(history, items)
     defaults = {

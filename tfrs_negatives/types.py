@@ -135,7 +135,7 @@ class CandidatePool(NamedTuple):
 
 
 class MorePositives(NamedTuple):
-    """The columns that hold another positive of a row, as the masks know it; miners pass them by.
+    """The shared columns that hold another positive of a row, as the masks know it.
 
     Attributes:
         marks: [B, C] bool, True for one column of each such item.

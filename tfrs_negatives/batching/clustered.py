@@ -111,6 +111,9 @@ class ClusteredBatches:
         self.num_queries = int(self.query_of_event.max()) + 1
         self.state = ClusterState(self.num_queries)
         self.next_step = 0
+        # What was iterated to its end, so that an epoch that comes again is noticed.
+        self._finished_step: int | None = None
+        self.clustered_with: RetrievalModel | None = None
 
     def _check_arguments(self) -> None:
         if not len(self.log):
@@ -122,6 +125,8 @@ class ClusteredBatches:
                 raise bad_input(name, "at least 1", value)
         if not 0 <= self.random_share <= 1:
             raise bad_input("random_share", "a number in [0, 1]", self.random_share)
+        if self.seed < 0:
+            raise bad_input("seed", "at least 0", self.seed)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -142,7 +147,7 @@ class ClusteredBatches:
             return False
         # Neighbouring clusters can be put together, but not divided.
         is_finer = wanted > int(self.state.num_clusters)
-        return last < 0 or is_finer or epoch // self.refresh_every > last // self.refresh_every
+        return last < 0 or is_finer or epoch // self.refresh_every != last // self.refresh_every
 
     def refresh(self, model: RetrievalModel, epoch: int) -> None:
         """Embeds all queries with the model as it is, and clusters them for an epoch."""
@@ -150,6 +155,7 @@ class ClusteredBatches:
         self.state.sequence.assign(balanced_clusters(vectors, wanted, seed=self.seed))
         self.state.num_clusters.assign(wanted)
         self.state.epoch.assign(epoch)
+        self.clustered_with = model
 
     def _embed(self, model: RetrievalModel) -> np.ndarray:
         names = set(model.query_signature)
@@ -180,23 +186,35 @@ class ClusteredBatches:
             seed=(self.seed, epoch),
         )
 
-    def rows(self, *, start_step: int = 0) -> tf.data.Dataset:
+    def forget(self) -> None:
+        """Takes the clusters for none, as before the first refresh."""
+        self.state.num_clusters.assign(0)
+        self.state.epoch.assign(-1)
+
+    def rows(self, *, start_step: int | None = None) -> tf.data.Dataset:
         """Returns the batches as row numbers of the log, [batch_size] int64; see `dataset`."""
-        if start_step < 0:
-            raise bad_input("start_step", "at least 0", start_step)
-        self.next_step = start_step
+        if start_step is not None:
+            if start_step < 0:
+                raise bad_input("start_step", "at least 0", start_step)
+            self.next_step = start_step
         spec = tf.TensorSpec([None], tf.int64)
         batches = tf.data.Dataset.from_generator(self._batches_of_epoch, output_signature=spec)
         return batches.apply(tf.data.experimental.assert_cardinality(self.steps_per_epoch))
 
     def _batches_of_epoch(self) -> Iterator[np.ndarray]:
-        epoch, first = divmod(self.next_step, self.steps_per_epoch)
+        begun = self.next_step
+        if begun == self._finished_step:
+            logger.warning("the same epoch again: is `RefreshClusters` among the callbacks?")
+        epoch, first = divmod(begun, self.steps_per_epoch)
         order = self.order(epoch)
-        for begin in range(first * self.batch_size, len(order), self.batch_size):
+        # From the middle it goes round, so that a data set has as many batches as it says.
+        for number in range(first, first + self.steps_per_epoch):
+            begin = number % self.steps_per_epoch * self.batch_size
             # A copy: TensorFlow computes in the memory of what a generator gave it.
             yield order[begin : begin + self.batch_size].copy()
+        self._finished_step = begun
 
-    def dataset(self, *, start_step: int = 0) -> tf.data.Dataset:
+    def dataset(self, *, start_step: int | None = None) -> tf.data.Dataset:
         """Returns the batches of one epoch: dicts of query features, item ids and, where the log
         has weights, `sample_weight`.
 
@@ -204,10 +222,12 @@ class ClusteredBatches:
 
         Args:
             start_step: the step to begin with, counted from the first of all epochs; what
-                `Checkpoints.restore` returns.
+                `Checkpoints.restore` returns, 0 to begin anew. None goes on after the last epoch.
 
         Returns:
-            A data set of `steps_per_epoch` batches; the first iteration has what is left.
+            A data set of `steps_per_epoch` batches. An iteration from the middle of an epoch has
+            what is left of it and then what came before; `fit` with `Checkpoints` asks for the
+            first part only.
 
         Raises:
             InputError: if `start_step` is below 0.
@@ -218,13 +238,15 @@ class ClusteredBatches:
 class RefreshClusters(tf.keras.callbacks.Callback):
     """Clusters the queries between epochs where that is due, and adds `cluster_size` to the logs.
 
-    Put it before `Checkpoints`, so that the new clusters are saved.
+    Put it before `Checkpoints`, so that the new clusters are saved. Another model than the one that
+    the clusters were made with, and training from step 0, begin with new ones.
 
     Args:
         batches: what `fit` is trained on.
 
     Raises:
-        InputError: if the model has no `query_vectors`.
+        InputError: if the model has no `query_vectors`, or `steps_per_epoch` is not that of the
+            batches.
 
     Example:
         >>> log = Interactions({"user_id": np.array([1, 2])}, np.array([7, 8]), query_key="user_id")
@@ -237,8 +259,18 @@ class RefreshClusters(tf.keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Clusters for the epoch that `fit` begins with, unless a checkpoint brought them."""
+        batches, steps = self.batches, self.params.get("steps")
         if not hasattr(self.model, "query_vectors"):
             raise bad_input("model", "a RetrievalModel with query_vectors", type(self.model))
+        if steps not in (None, batches.steps_per_epoch):
+            raise bad_input("steps_per_epoch", f"{batches.steps_per_epoch}, a whole epoch", steps)
+        is_other = batches.clustered_with not in (None, self.model)
+        if batches.next_step == 0 or is_other:
+            batches.forget()
+        begun = batches.next_step // batches.steps_per_epoch
+        epochs = range(begun, begun + self.params.get("epochs", 1))
+        if all(batches.num_clusters(epoch) == batches.num_queries for epoch in epochs):
+            logger.warning("no epoch of this training has clusters of more than one query")
         self._prepare()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -248,7 +280,9 @@ class RefreshClusters(tf.keras.callbacks.Callback):
         if logs is not None:
             logs["cluster_size"] = batches.num_queries / batches.num_clusters(done)
         batches.next_step = (done + 1) * batches.steps_per_epoch
-        self._prepare()
+        # What comes after the last epoch, if anything does, begins with `on_train_begin`.
+        if epoch + 1 != self.params.get("epochs"):
+            self._prepare()
 
     def _prepare(self) -> None:
         epoch = self.batches.next_step // self.batches.steps_per_epoch

@@ -44,8 +44,8 @@ class MineHardNegatives(tf.keras.callbacks.Callback):
             `progress` of `mine_hard_negatives`. Each epoch adds its number to the seed.
 
     Raises:
-        InputError: if an argument is unknown or out of range, or the log has another query key than
-            the table.
+        InputError: if an argument is unknown or out of range, the log has another query key than
+            the table, the folder cannot be made, or the model does not read the table.
 
     Example:
         >>> import numpy as np
@@ -76,11 +76,26 @@ class MineHardNegatives(tf.keras.callbacks.Callback):
             raise bad_input("mining", f"arguments among {list(_MINING)}", unknown)
         if query_column(log, argument="log")[0] != table.query_key:
             raise bad_input("log.query_key", f"{table.query_key!r}, as in the table", log.query_key)
+        kinds = ("auto", "exact", "scann")
+        if index_kind not in kinds:
+            raise bad_input("index_kind", f"one of {list(kinds)}", repr(index_kind))
+        if mining.get("batch_size", 1) < 1:
+            raise bad_input("batch_size", "at least 1", mining["batch_size"])
         rules = {n: x for n, x in mining.items() if n in MiningRules.__dataclass_fields__}
         self.rules = MiningRules(num=table.num, **rules)
         self.table, self.log, self.folder = table, log, Path(folder)
         self.every_epochs, self.first_epoch, self.index_kind = every_epochs, first_epoch, index_kind
         self.mining = mining
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Sees that the model reads the table, and that the folder can be written."""
+        if not any(part is self.table for part in self.model.submodules):
+            raise bad_input("table", "one that an `Explicit` of the model reads", self.table.name)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            found = f"{self.folder}: {error.strerror}"
+            raise bad_input("folder", "a folder that can be written", found) from error
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Mines, where the epoch is one that ends with it."""
@@ -101,4 +116,7 @@ class MineHardNegatives(tf.keras.callbacks.Callback):
         features, _ = self.log.queries()
         probes = {name: features[name] for name in self.model.query_signature if name in features}
         last = self.rules.rank_range[1]
-        return build_index(self.model, kind=self.index_kind, recall_k=last, probe_queries=probes)
+        size = {n: self.mining[n] for n in ("batch_size",) if n in self.mining}
+        return build_index(
+            self.model, kind=self.index_kind, recall_k=last, probe_queries=probes, **size
+        )

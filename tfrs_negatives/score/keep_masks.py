@@ -167,19 +167,20 @@ def apply_masks(
             raise bad_input("score_mask", "booleans", score_mask.dtype.name)
         extra = tf.shape(keep)[1] - tf.shape(score_mask)[1]
         keep &= tf.pad(score_mask, [[0, 0], [0, extra]], constant_values=True)
-    if known is not None:
+    # Columns of single rows are named as negatives: one that is a positive is a mistake there.
+    if known is not None and pool.ids.shape.rank == 1:
         marks = known & _other_items_once(pool, context.positive_ids)
-        known = MorePositives(marks, scores.negatives, scores.negatives)
-    return scores._replace(keep=keep, more_positives=known)
+        more = MorePositives(marks, scores.negatives, scores.negatives)
+        scores = scores._replace(more_positives=more)
+    return scores._replace(keep=keep)
 
 
 def _other_items_once(pool: CandidatePool, positive_ids: tf.Tensor) -> tf.Tensor:
     """Returns [B, C] bool: the first filled column of each item but the row's own positive."""
     ids = tf.where(pool.filled, pool.ids, EMPTY_ID)
-    rows = ids.shape.rank - 1
-    order = tf.argsort(ids, axis=-1, stable=True)
-    in_order = tf.gather(ids, order, batch_dims=rows)
-    is_new = in_order[..., 1:] != in_order[..., :-1]
-    starts = tf.concat([tf.ones_like(in_order[..., :1], tf.bool), is_new], axis=-1)
-    first = tf.gather(starts, tf.argsort(order, axis=-1), batch_dims=rows)
+    order = tf.argsort(ids, stable=True)
+    in_order = tf.gather(ids, order)
+    is_new = in_order[1:] != in_order[:-1]
+    starts = tf.concat([tf.ones_like(in_order[:1], tf.bool), is_new], axis=0)
+    first = tf.gather(starts, tf.argsort(order))
     return first & (ids != EMPTY_ID) & (ids != positive_ids[:, None])

@@ -14,7 +14,7 @@ from tfrs_negatives.encode.catalogue import ItemCatalogue, count_below, to_keys
 from tfrs_negatives.encode.id_lists import History, query_column, query_keys_of_rows
 from tfrs_negatives.types import CandidatePool, Logits, Part, StepContext, bad_input
 
-TABLE_CELLS = 2**25
+TABLE_CELLS = 2**24
 """Queries times items up to which all cells are held, a byte each: some ten times as fast."""
 
 
@@ -41,7 +41,7 @@ class KnownPositives(Part):
     A pair costs 8 bytes and a query 16, however often the event repeats: 83 MB for 10 million
     events of 370 thousand queries, and 28 MB of text in the config. Columns shared by all rows are
     grouped by item, and only the cells to drop are written; columns of their own for each row are
-    searched for in the table of pairs. Where queries times items are at most 32 million, all of
+    searched for in the table of pairs. Where queries times items are at most 16 million, all of
     them are held as well, a byte each, and the shared columns are read off.
 
     Args:
@@ -95,13 +95,13 @@ class KnownPositives(Part):
             self._table = self._make_table(pairs.codes)
 
     def _make_table(self, codes: np.ndarray) -> tf.Tensor | None:
-        """Returns [N + 1, Q + 1] bool, which item each query has chosen; None where it is large."""
-        shape = len(self.items) + 1, self.num_queries + 1
+        """Returns which item each query has chosen, the longer side first; None if it is large."""
+        shape = self.num_queries + 1, len(self.items) + 1
         if math.prod(shape) > TABLE_CELLS:
             return None
         table = np.zeros(shape, bool)
-        table[codes % len(self.items), codes // len(self.items)] = True
-        return tf.constant(table)
+        table[codes // len(self.items), codes % len(self.items)] = True
+        return tf.constant(table if shape[0] > shape[1] else table.T)
 
     def keep(self, scores: Logits, pool: CandidatePool, context: StepContext) -> tf.Tensor:
         """Returns [B, C] bool.
@@ -135,9 +135,7 @@ class KnownPositives(Part):
             found = self._places(self._codes, wanted) < tf.shape(self._codes, tf.int64)[0] - 1
             return found & (columns < len(self.items))
         if self._table is not None:
-            # Two gathers of whole rows: one of single cells takes six times as long.
-            by_column = tf.gather(self._table, columns)
-            return tf.gather(tf.transpose(by_column), rows)
+            return self._cells_of_table(rows, columns)
         cells = self._cells_padded if self.static_shapes else self._cells
         return cells(rows, columns)
 
@@ -150,6 +148,13 @@ class KnownPositives(Part):
     def _histories(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         start = tf.gather(self._starts, rows)
         return start, tf.gather(self._starts, rows + 1) - start
+
+    def _cells_of_table(self, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+        """Two gathers of whole rows: one of single cells takes six times as long."""
+        # The longer side first, so that what is gathered is not long.
+        if self.num_queries > len(self.items):
+            return tf.transpose(tf.gather(tf.transpose(tf.gather(self._table, rows)), columns))
+        return tf.gather(tf.transpose(tf.gather(self._table, columns)), rows)
 
     def _cells(self, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
         """Writes the cells (row, column) of every pair of the batch, and of no other."""

@@ -23,7 +23,6 @@ from tfrs_negatives.types import (
     Margin,
     Mask,
     Miner,
-    MorePositives,
     SoftmaxLoss,
     StepContext,
     bad_input,
@@ -79,7 +78,7 @@ class Scorer(NamedTuple):
             tf.concat(explicit, axis=0),
             parts[0].positive_score,
             tf.concat([p.scores for p in parts], axis=1),
-            _side_by_side([p.more_positives for p in parts if p.more_positives is not None]),
+            parts[0].more_positives,
         )
         return self.filter(logits, context)
 
@@ -182,12 +181,6 @@ def loss_within_budget(
     rows, columns = context.query_embeddings.shape[0], pools[0].ids.shape[0]
     fits = None not in (rows, columns) and 4 * rows * columns <= byte_budget
     return at_once() if fits else in_blocks()
-
-
-def _side_by_side(parts: Sequence[MorePositives]) -> MorePositives | None:
-    if not parts:
-        return None
-    return MorePositives(*(tf.concat(fields, axis=1) for fields in zip(*parts, strict=True)))
 
 
 def _not_own(block: CandidatePool, logits: tf.Tensor) -> tf.Tensor:

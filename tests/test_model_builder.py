@@ -1,0 +1,67 @@
+"""What a configuration becomes: masks of the hard recipes, the curriculum of the clusters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tfrs_negatives.config import load_config
+from tfrs_negatives.datasets import Interactions, RetrievalData
+from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.model_builder import build_batches, build_model
+
+SMALL = ["model.embedding_dim=2", "model.hidden=[4]", "model.output_dim=2"]
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    users = np.concatenate([np.arange(80), rng.integers(0, 80, 120)])
+    log = Interactions({"user": users}, rng.integers(0, 9, 200), query_key="user")
+    return RetrievalData(log, log, ItemCatalogue(np.arange(9)), "small")
+
+
+@pytest.mark.parametrize("recipe", ["ngame", "cross_batch_ngame", "dynamic_negative_sampling"])
+@pytest.mark.parametrize(
+    ("hits", "names"),
+    [
+        ("null", ["KnownPositives"]),
+        ("false", ["KnownPositives"]),
+        ("true", ["AccidentalHits", "KnownPositives"]),
+    ],
+)
+def test_hard_recipes_leave_out_the_history_whatever_is_said_of_copies(data, recipe, hits, names):
+    keys = [f"negatives.recipe={recipe}", f"negatives.remove_accidental_hits={hits}"]
+    task = build_model(load_config(overrides=[*SMALL, *keys]), data).task
+    assert [type(mask).__name__ for mask in task.masks] == names
+
+
+def test_a_log_whose_events_are_queries_has_no_history():
+    log = Interactions({"user": np.arange(3)}, np.arange(3))
+    data = RetrievalData(log, log, ItemCatalogue(np.arange(3)), "no key")
+    keys = ["negatives.recipe=dynamic_negative_sampling"]
+    task = build_model(load_config(overrides=[*SMALL, *keys]), data).task
+    assert [type(mask).__name__ for mask in task.masks] == ["AccidentalHits"]
+
+
+def test_random_batches_need_no_clusters(data):
+    assert build_batches(load_config(), data, item_key="item_id") is None
+    random = load_config(overrides=["negatives.recipe=ngame", "batches.order=random"])
+    assert build_batches(random, data, item_key="item_id") is None
+
+
+@pytest.mark.parametrize(
+    ("epochs", "sizes"), [(4, [1, 2, 4, 8]), (8, [1, 1, 2, 2, 4, 4, 8, 8]), (2, [1, 2])]
+)
+def test_by_itself_the_size_doubles_until_few_clusters_are_left(data, epochs, sizes):
+    # 80 users, at least 10 clusters: three doublings.
+    keys = ["batches.order=clustered", f"train.epochs={epochs}"]
+    batches = build_batches(load_config(overrides=keys), data, item_key="item_id")
+    assert [80 / batches.num_clusters(epoch) for epoch in range(epochs)] == sizes
+
+
+def test_a_curriculum_of_ones_own(data):
+    keys = ["batches.cluster_size=3", "batches.double_every=2", "batches.max_cluster_size=5"]
+    config = load_config(overrides=["batches.order=clustered", *keys])
+    batches = build_batches(config, data, item_key="item_id")
+    assert [batches.cluster_size(epoch) for epoch in range(5)] == [3, 3, 5, 5, 5]
