@@ -83,20 +83,20 @@ def train(task, clustered=False, callbacks=(), epochs=4):
     item_tower = tfn.build_tower(items, name="item_tower", **sizes)
     model = tfn.TwoTower(query_tower, item_tower, data.items, task)
     model.compile(tfn.SparseAdam(0.003))
-    batches = tfn.ClusteredBatches(
-        data.train,
-        B,
-        item_key=model.item_key,
-        cluster_size=tfn.doubling(2, every=1) if clustered else 1,
-        refresh_every=1,
-    )
-    history = model.fit(
-        batches.dataset(),
-        steps_per_epoch=batches.steps_per_epoch,
-        epochs=epochs,
-        verbose=0,
-        callbacks=[tfn.RefreshClusters(batches), *callbacks],
-    )
+    if clustered:
+        batches = tfn.ClusteredBatches(
+            data.train,
+            B,
+            item_key=model.item_key,
+            cluster_size=tfn.doubling(2, every=1),
+            refresh_every=1,
+        )
+        callbacks = [tfn.RefreshClusters(batches), *callbacks]
+        steps = {"steps_per_epoch": batches.steps_per_epoch}
+        log = batches.dataset()
+    else:
+        log, steps = data.train.dataset(B, item_key=model.item_key), {}
+    history = model.fit(log, epochs=epochs, verbose=0, callbacks=[*callbacks], **steps)
     return model, history.history
 
 
@@ -178,6 +178,8 @@ for axis, values, label in zip(
 fig.tight_layout()
 
 # %% [markdown]
+# The larger the clusters, the harder, if not by much: 64 users are a good part of all.
+#
 # ## NGAME
 #
 # The recipe is in-batch negatives without what the user has chosen, of which only those within the
@@ -221,9 +223,9 @@ for label, (model, _) in trained.items():
 # - The radius without slack loses much of the recall. False negatives are not the reason: an oracle
 #   that masks the held-out positives too does not bring it back. The loss is cut off: a positive
 #   that is just above the rest has nothing left to learn from.
-# - The clusters change little here. The catalogue has few more items than a batch has rows, so
-#   random batches hold the near misses as well. They are for catalogues of which a batch sees a
-#   small part.
+# - The clusters change little here. There are only three times as many items as a batch has rows,
+#   so random batches hold the near misses as well. Clusters are for catalogues of which a batch
+#   sees a small part.
 #
 # ## NGAME with past batches
 #
@@ -342,7 +344,7 @@ for label, (model, _) in pairs.items():
 # %% [markdown]
 # Too hard from the start does not take off: the two hardest of 200 are above the positive of a
 # model that knows nothing, the cheapest answer is to score all items alike, and the loss stays at
-# ln 2. Begin with a large M / N.
+# ln 2. With the 20 hardest it leaves it late. Begin with a large M / N.
 #
 # A margin is in the unit of the logits, similarity / temperature: 3.0 at temperature 0.1 is the 0.3
 # of the papers.
@@ -383,7 +385,6 @@ for loss in (tfn.losses.SampledSoftmax(), tfn.losses.DecoupledSoftmax()):
 # the test part, and the more the higher the ranks: they are what the user chooses next.
 
 # %%
-logging.getLogger("tfrs_negatives").setLevel("INFO")
 mined_files = Path(tempfile.mkdtemp())
 row_of_user = {user: row for row, user in enumerate(profiles[data.train.query_key].tolist())}
 tested = np.zeros_like(known)
@@ -421,15 +422,17 @@ print("the last one:", summary)
 
 # %% [markdown]
 # `NegativeTable` holds the lists of a file as weights, and `Explicit` looks up those of each row.
-# `MineHardNegatives` mines anew after epochs. Until it has, the table is empty, and the loss is that
-# of the easy negatives; then `EasyHardMixture` gives the hard ones a fixed share, here a tenth.
+# `MineHardNegatives` mines anew after epochs. Until it has, the table is empty, and the loss is
+# that of the easy negatives; then `EasyHardMixture` gives the hard ones a fixed share, here a tenth.
 
 # %%
 table = tfn.NegativeTable(data.train, num=4)
 table.load(mined_files / "ranks_50.parquet")
-users = {data.train.query_key: profiles[data.train.query_key][:2]}
-print("mined for two users:", table.ids_of_rows(users, 2).numpy().tolist())
+first_two = {data.train.query_key: profiles[data.train.query_key][:2]}
+table_rows = data.items.rows(table.ids_of_rows(first_two, 2)).numpy()
+print("mined for the first two users:", data.items.ids[table_rows].tolist())
 
+logging.getLogger("tfrs_negatives").setLevel("INFO")
 fresh = tfn.NegativeTable(data.train, num=4)
 task = tfn.recipes.in_batch(
     data.items,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import index_cases
 import numpy as np
@@ -393,7 +395,7 @@ def test_bad_arguments_are_named(options, argument, tmp_path):
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
-    for out in (tmp_path, tmp_path / "file" / "mined.parquet"):
+    for out in (Path(), tmp_path, tmp_path / "file" / "mined.parquet"):
         with pytest.raises(InputError, match=r"^`out`"):
             mine_hard_negatives(MODEL, LOG, out=out)
 
@@ -471,6 +473,8 @@ def test_fit_mines_anew_and_trains_with_what_it_found(tmp_path, caplog):
         ({"rank_range": (5, 1)}, "rank_range"),
         ({"num": 3}, "mining"),
         ({"margin": 0.1}, "mining"),
+        ({"index_kind": "hnsw"}, "index_kind"),
+        ({"batch_size": 0}, "batch_size"),
     ],
     ids=str,
 )
@@ -478,6 +482,19 @@ def test_what_is_wrong_is_found_before_training(options, argument):
     log = make_training_log()
     with pytest.raises(InputError, match=f"^`{argument}`"):
         MineHardNegatives(NegativeTable(log), log, folder="nowhere", **options)
+
+
+def test_a_table_of_another_model_and_a_folder_that_cannot_be_made_are_found_too(tmp_path):
+    log = make_training_log()
+    table = NegativeTable(log)
+    (tmp_path / "file").touch()
+    callback = MineHardNegatives(table, log, folder=tmp_path / "file" / "mined")
+    callback.set_model(SimpleNamespace(submodules=[NegativeTable(log)]))
+    with pytest.raises(InputError, match=r"^`table`: expected one that an `Explicit` of the model"):
+        callback.on_train_begin()
+    callback.set_model(SimpleNamespace(submodules=[table]))
+    with pytest.raises(InputError, match=r"^`folder`: expected a folder that can be written"):
+        callback.on_train_begin()
 
 
 # ------------------------------------------------------------------ the command line

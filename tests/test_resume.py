@@ -237,6 +237,11 @@ def test_every_steps_is_at_least_one():
         Checkpoints("unused", every_steps=0)
 
 
+def test_tracked_parts_have_names_of_their_own():
+    with pytest.raises(InputError, match=r"`track`: .* Received: \['model'\]"):
+        Checkpoints("unused", track={"model": tf.Module(), "clusters": tf.Module()})
+
+
 # ------------------------------------------------------------------ other carriers
 
 
