@@ -423,7 +423,7 @@ print("the last one:", summary)
 # %% [markdown]
 # `NegativeTable` holds the lists of a file as weights, and `Explicit` looks up those of each row.
 # `MineHardNegatives` mines anew after epochs. Until it has, the table is empty, and the loss is
-# that of the easy negatives; then `EasyHardMixture` gives the hard ones a fixed share, here a tenth.
+# that of the easy negatives; then `EasyHardMixture` gives the hard ones a fixed share: a tenth.
 
 # %%
 table = tfn.NegativeTable(data.train, num=4)

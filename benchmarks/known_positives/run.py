@@ -19,12 +19,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import tfrs_negatives as tfn  # isort: skip  (chooses legacy Keras before TensorFlow is imported)
 import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.files import write_text
+from tfrs_negatives.score import known_positives
 
 BATCH, DIM, OWN_COLUMNS, REPEATS = 2048, 64, 64, 9
 WIDTHS = (2048, 4096, 36_864)
@@ -33,14 +35,16 @@ SEARCH_UP_TO = 4096
 
 TEXT = """# The mask of known positives
 
-What `KnownPositives` costs, written by `python -m benchmarks.known_positives.run` on {date} from
+What `KnownPositives` costs, written by `python -m benchmarks.known_positives.run` from
 [results.json](results.json): {batch} rows of the log, half of the columns drawn as the positives
 are and half uniform. Median milliseconds of {repeats} calls, taken in turn, with the quartiles;
 seed {seed}.
 Python {python}, TensorFlow {tensorflow}, two cores that other jobs kept busy: read the ratios.
 
-- `mask`: the default: the columns grouped by item, only the cells to drop are written.
+- `mask`: the columns grouped by item, only the cells to drop are written: the default for many
+  cells.
 - `mask, static`, `mask, static, XLA`: `static_shapes=True`, in a graph and compiled.
+- `mask, table`: the default where queries times items are few: all cells are held.
 - `mask, {own} own columns`: a search in the table of pairs, for columns [B, {own}].
 - `representative`: marks one column per item, transposed, and copies it to the item's others.
 - `membership`: marks [B, N] and gathers the columns.
@@ -125,8 +129,10 @@ def time_masks(
     ids = np.concatenate([popular, items.ids[rng.integers(0, len(items), width // 2)]])
     ids = tf.constant(rng.permutation(ids), tf.int64)
     own = tf.constant(items.ids[rng.integers(0, len(items), [BATCH, OWN_COLUMNS])], tf.int64)
-    mask = tfn.KnownPositives(log, items)
-    static = tfn.KnownPositives(log, items, static_shapes=True)
+    default = tfn.KnownPositives(log, items)
+    with mock.patch.object(known_positives, "TABLE_CELLS", 0):
+        mask = tfn.KnownPositives(log, items)
+        static = tfn.KnownPositives(log, items, static_shapes=True)
     graph = [tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.int64)]
     ways = {
         "mask": tf.function(mask.dropped_cells, graph),
@@ -136,6 +142,8 @@ def time_masks(
         "membership": tf.function(lambda q, i: membership(mask, q, i), graph),
         "search of each pair": tf.function(lambda q, i: search_of_each_pair(mask, q, i), graph),
     }
+    if default._table is not None:
+        ways["mask, table"] = tf.function(default.dropped_cells, graph)
     if width > SEARCH_UP_TO:
         del ways["search of each pair"]
     cells = ways["mask"](queries, ids).numpy()
@@ -226,8 +234,8 @@ def write_readme(folder: Path) -> None:
     for name, log in results["logs"].items():
         size, seconds = log["size"], log["size"]["seconds"]
         text += (
-            f"\n## {name}\n\n{size['events']:,} events, {size['pairs']:,} different pairs, "
-            f"{size['queries']:,} queries, longest history {size['longest']}. Table "
+            f"\n## {name}\n\n{log['date']}. {size['events']:,} events, {size['pairs']:,} different "
+            f"pairs, {size['queries']:,} queries, longest history {size['longest']}. Table "
             f"{size['megabytes']:.1f} MB, pairs in the config {size['config_megabytes']:.1f} MB; "
             f"built in {seconds['build']:.1f} s, saved in {seconds['save']:.1f} s, restored in "
             f"{seconds['restore']:.1f} s.\n\n| columns | dropped | what | median | quartiles |\n"
@@ -246,20 +254,21 @@ def write_readme(folder: Path) -> None:
 def main() -> None:
     """Runs everything and writes it to the folder of this file, or to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="a log as `datasets.load` reads it")
+    parser.add_argument("--data", help="a log as `datasets.load` reads it")
+    parser.add_argument("--small-only", action="store_true", help="keep the results of the others")
     parser.add_argument("--events", type=int, default=10_000_000, help="of the synthetic log")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    data = tfn.datasets.load(arguments.data)
-    drawn = synthetic_log(arguments.events, arguments.events // 27, 41_000, arguments.seed)
-    logs = {
-        data.name: (data.train, data.items),
-        "synthetic": (drawn, tfn.ItemCatalogue(np.arange(41_000))),
-    }
+    small = synthetic_log(66_000, 940, 1_680, arguments.seed)
+    logs = {"synthetic, small": (small, tfn.ItemCatalogue(np.arange(1_680)))}
+    if not arguments.small_only:
+        data = tfn.datasets.load(arguments.data)
+        drawn = synthetic_log(arguments.events, arguments.events // 27, 41_000, arguments.seed)
+        logs[data.name] = (data.train, data.items)
+        logs["synthetic"] = (drawn, tfn.ItemCatalogue(np.arange(41_000)))
     results: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__},
         "seed": arguments.seed,
         "batch": BATCH,
@@ -268,8 +277,12 @@ def main() -> None:
         "repeats": REPEATS,
         "logs": {},
     }
+    if arguments.small_only:
+        before = json.loads((arguments.output / "results.json").read_text())
+        results["logs"] = before["logs"]
     for name, (log, items) in logs.items():
-        row = {"size": measure_size(log, items)}
+        today = datetime.date.today().isoformat()
+        row: dict[str, Any] = {"date": today, "size": measure_size(log, items)}
         row["masks"] = [time_masks(log, items, width, arguments.seed) for width in WIDTHS]
         row["steps"] = [time_steps(log, items, w, arguments.seed) for w in WIDTHS if w <= 4096]
         results["logs"][name] = row
