@@ -290,6 +290,26 @@ def test_weights_come_along():
     assert np.sort(weights).tolist() == list(range(NUM_EVENTS))
 
 
+def test_features_are_read_by_row_from_a_log_on_disk(tmp_path):
+    log, columns = random_log(), {}
+    for name, column in {**log.query_features, "item_id": log.item_ids}.items():
+        np.save(tmp_path / f"{name}.npy", column)
+        columns[name] = np.load(tmp_path / f"{name}.npy", mmap_mode="r")
+    on_disk = Interactions({"user_id": columns["user_id"]}, columns["item_id"], "user_id")
+
+    def read(rows):
+        values = tf.numpy_function(
+            lambda at: [column[at] for column in columns.values()], [rows], [tf.int64] * 2
+        )
+        return dict(zip(columns, values, strict=True))
+
+    batches = refreshed(ClusteredBatches(on_disk, 64, **options()), 0)
+    in_memory = refreshed(ClusteredBatches(log, 64, **options()), 0)
+    for received, expected in zip(batches.rows().map(read), in_memory.dataset(), strict=True):
+        for name in expected:
+            np.testing.assert_array_equal(received[name], expected[name])
+
+
 # ------------------------------------------------------------------ training
 
 

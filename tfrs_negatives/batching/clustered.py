@@ -62,9 +62,10 @@ class ClusteredBatches:
     (`KnownPositives`). Under a strategy a batch is divided among the replicas as it stands, and
     `Retrieval` gathers their items, so it does not matter where.
 
-    A log that does not fit in memory: the order is of row numbers, 8 bytes per event and about 50
-    while it is made, so `rows` is enough of a log (`query_of_event`), and the features may be read
-    by row, for instance from `np.memmap`: `batches.rows().map(read)`.
+    A log that does not fit in memory: the columns of `Interactions` may be `np.memmap`s. What is
+    held is the query of each event and their order, 16 bytes an event, and about 50 more while an
+    order is made. `dataset` would copy the columns; `batches.rows().map(read)` gives `read` the row
+    numbers of each batch instead.
 
     Args:
         log: E events of Q queries.
