@@ -419,7 +419,7 @@ class Kill(tf.keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("killed_at", [3, 8, 13, 16, 19, 27])
+@pytest.mark.parametrize("killed_at", [5, 8, 19])
 def test_a_killed_run_resumes_bit_equal(tmp_path, killed_at):
     def train(folder, kill=None):
         model, batches = build_model(), KeepOrders(random_log(), 64, **options())

@@ -100,7 +100,7 @@ class NegativesConfig(Section):
     ] = "mixed_negative_sampling"
     num_uniform: int = Field(2048, ge=1, description="columns drawn from the catalogue")
     num_hardest: int = Field(
-        20, ge=1, description="columns that dynamic_negative_sampling keeps of them"
+        50, ge=1, description="columns that dynamic_negative_sampling keeps of them"
     )
     capacity: int = Field(8192, ge=1, description="items of past batches, at least a batch")
     warmup_steps: int = Field(0, ge=0, description="steps before past items are used")

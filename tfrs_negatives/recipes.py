@@ -230,7 +230,7 @@ def cross_batch_ngame(
 def dynamic_negative_sampling(
     items: ItemCatalogue,
     *,
-    num_hardest: int = 20,
+    num_hardest: int = 50,
     num_uniform: int = 200,
     history: History | None = None,
     **options: Any,
