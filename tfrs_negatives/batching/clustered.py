@@ -270,7 +270,8 @@ class RefreshClusters(tf.keras.callbacks.Callback):
             batches.forget()
         begun = batches.next_step // batches.steps_per_epoch
         epochs = range(begun, begun + self.params.get("epochs", 1))
-        if all(batches.num_clusters(epoch) == batches.num_queries for epoch in epochs):
+        grows = callable(batches.cluster_size)
+        if grows and all(batches.num_clusters(n) == batches.num_queries for n in epochs):
             logger.warning("no epoch of this training has clusters of more than one query")
         self._prepare()
 
