@@ -219,9 +219,9 @@ for label, (model, _) in trained.items():
 #
 # - The correction matters most. NGAME as published has none, and popular items, which are in every
 #   batch, are pushed down whatever the users like.
-# - The radius without slack loses much of the recall. False negatives are not the reason: an oracle
-#   that masks the held-out positives too does not bring it back. The loss is cut off: a positive
-#   that is just above the rest has nothing left to learn from.
+# - The radius without slack loses much of the recall. False negatives are not the reason: where an
+#   oracle masks the held-out positives too, it loses as much beside no radius. The loss is cut
+#   off: a positive that is just above the rest has nothing left to learn from.
 # - The clusters change little here. There are only three times as many items as a batch has rows,
 #   so random batches hold the near misses as well. Clusters are for catalogues of which a batch
 #   sees a small part.

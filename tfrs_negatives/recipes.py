@@ -174,7 +174,7 @@ def ngame(
         ['WithinPositiveRadius']
 
     Source: Dahiya et al., WSDM 2023, with the radius of the thesis in the place of the ten hardest
-        (ALG 5.5). Neither corrects; on MovieLens-100K that finds a fifth of the items.
+        (ALG 5.5). Neither corrects, which finds far less (`benchmarks/ngame`).
     """
     return _retrieval([InBatch()], items, {**_hard(items, history, slack), **options})
 
