@@ -400,8 +400,8 @@ def _parts_table(parts: dict[str, Any], seeds: list[int]) -> list[str]:
     lines = [
         "\n## What each part does\n",
         f"Batches of {BATCH:,}, {EPOCHS} epochs, {len(seeds)} seeds, mean ± standard deviation; "
-        "training items excluded. Indented rows change the row above that is indented less. Masking the held-out positives "
-        "uses the test part: it is a diagnosis, no method.\n",
+        "training items excluded. Indented rows change the row above that is indented less. "
+        "Masking the held-out positives uses the test part: it is a diagnosis, no method.\n",
         "| row | " + " | ".join(SHOWN) + " | rows without a negative |",
         "|---" * (len(SHOWN) + 2) + "|",
     ]
