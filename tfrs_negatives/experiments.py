@@ -126,24 +126,12 @@ def _fit(
     if config.evaluation.every_epochs is not None:
         every = config.evaluation.every_epochs
         extra = [TopKEvaluation(data.test, every_epochs=every, **_protocol(config, data))]
-    batches = build_batches(config, data, item_key=model.item_key)
-    checkpoints = Checkpoints(
-        work / "checkpoints",
-        every_steps=config.train.checkpoint_every_steps,
-        track={} if batches is None else {"clusters": batches.state},
-    )
-    start, size, refresh = checkpoints.restore(model), config.train.batch_size, []
-    if batches is None:
-        dataset = data.train.stream(
-            size, item_key=model.item_key, seed=config.train.seed, start_step=start
-        )
-    else:
-        # Before the clock, whose seconds are to hold what the clusters cost.
-        dataset, refresh = batches.dataset(start_step=start), [RefreshClusters(batches)]
+    dataset, refresh, checkpoints = _resumed_batches(config, data, model, work / "checkpoints")
     model.fit(
         dataset,
-        steps_per_epoch=data.train.steps_per_epoch(size),
+        steps_per_epoch=data.train.steps_per_epoch(config.train.batch_size),
         epochs=config.train.epochs,
+        # Before the clock, whose seconds are to hold what the clusters cost.
         callbacks=[*refresh, clock, *extra, history, checkpoints, *callbacks],
         verbose=0,
     )
@@ -155,6 +143,22 @@ def _fit(
         "loss": float(history.rows[-1]["loss"]),
         "seconds_per_epoch": clock.seconds_per_epoch,
     }
+
+
+def _resumed_batches(
+    config: RunConfig, data: RetrievalData, model: TwoTower, folder: Path
+) -> tuple[tf.data.Dataset, list[RefreshClusters], Checkpoints]:
+    """Restores the model, and returns the batches from there on and the callbacks they need."""
+    batches = build_batches(config, data, item_key=model.item_key)
+    track = {} if batches is None else {"clusters": batches.state}
+    every = config.train.checkpoint_every_steps
+    checkpoints = Checkpoints(folder, every_steps=every, track=track)
+    start = checkpoints.restore(model)
+    if batches is not None:
+        return batches.dataset(start_step=start), [RefreshClusters(batches)], checkpoints
+    size, seed = config.train.batch_size, config.train.seed
+    stream = data.train.stream(size, item_key=model.item_key, seed=seed, start_step=start)
+    return stream, [], checkpoints
 
 
 def _protocol(config: RunConfig, data: RetrievalData) -> dict[str, Any]:
