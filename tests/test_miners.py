@@ -141,6 +141,22 @@ def test_random_of_top_differs_by_row_and_step_and_repeats():
 # ------------------------------------------------------------------ in a task
 
 
+class Look(Hardest):
+    """Keeps the logits that it is given."""
+
+    def mine(self, logits, context):
+        self.logits = logits
+        return super().mine(logits, context)
+
+
+def logits_given(call=None, **options):
+    """What a miner of a task with these options gets on the small batch; row i is user i."""
+    look = Look(1)
+    features = {"user": tf.range(NUM_ROWS), "named": tf.fill([NUM_ROWS, 2], 101)}
+    run(Retrieval(miners=[look], **options), features=features, **(call or {}))
+    return look.logits
+
+
 def test_miners_apply_one_after_the_other():
     logits = random_logits()
     both = Hardest(2).mine(SemiHard(1.0).mine(logits, None), None)
@@ -162,19 +178,10 @@ def test_the_logs_have_the_share_of_rows_without_any_negative():
 
 
 def test_the_scores_are_those_before_the_correction():
-    seen = {}
-
-    class Look(Hardest):
-        def mine(self, logits, context):
-            seen["logits"] = logits
-            return super().mine(logits, context)
-
-    run(Retrieval(miners=[Look(2)], frequency=exact_frequency()))
-    run_plain = Retrieval(miners=[Look(2)], correct=None)
-    corrected = seen["logits"]
-    run(run_plain)
-    np.testing.assert_allclose(corrected.scores, seen["logits"].negatives, rtol=1e-6)
-    np.testing.assert_allclose(corrected.positive_score, seen["logits"].positive, rtol=1e-6)
+    corrected = logits_given(frequency=exact_frequency())
+    plain = logits_given(correct=None)
+    np.testing.assert_allclose(corrected.scores, plain.negatives, rtol=1e-6)
+    np.testing.assert_allclose(corrected.positive_score, plain.positive, rtol=1e-6)
     assert not np.allclose(corrected.negatives, corrected.scores)
 
 
@@ -184,21 +191,12 @@ def test_other_positives_are_marked_once_and_corrected_as_positives(correct):
     log = Interactions(
         {"user": np.array([0, 0, 0, 4])}, np.array([103, 101, 107, 110]), query_key="user"
     )
-    seen = {}
-
-    class Look(Hardest):
-        def mine(self, logits, context):
-            seen["logits"] = logits
-            return super().mine(logits, context)
-
-    task = Retrieval(
-        miners=[Look(2)],
+    logits = logits_given(
+        {"num_items": len(BATCH_IDS)},
         masks=[KnownPositives(log, CATALOGUE)],
         frequency=exact_frequency(),
         correct=correct,
     )
-    run(task, num_items=len(BATCH_IDS), features={"user": tf.range(NUM_ROWS)})
-    logits = seen["logits"]
     more = logits.more_positives
     expected = np.zeros((NUM_ROWS, len(BATCH_IDS)), bool)
     expected[0, [1, 3]] = True
@@ -211,51 +209,26 @@ def test_other_positives_are_marked_once_and_corrected_as_positives(correct):
 def test_copies_of_another_positive_count_once():
     # Item 103 is in columns 0, 2 and 5; row 1 has chosen it.
     log = Interactions({"user": np.array([1])}, np.array([103]), query_key="user")
-    scorer_masks = [AccidentalHits(), KnownPositives(log, CATALOGUE)]
-    seen = {}
-
-    class Look(Hardest):
-        def mine(self, logits, context):
-            seen["marks"] = logits.more_positives.marks.numpy()
-            return super().mine(logits, context)
-
-    task = Retrieval(masks=scorer_masks, miners=[Look(1)], negatives=[InBatch()])
-    run(task, num_items=len(BATCH_IDS), features={"user": tf.range(NUM_ROWS)})
-    assert np.argwhere(seen["marks"]).tolist() == [[1, 0]]
+    masks = [AccidentalHits(), KnownPositives(log, CATALOGUE)]
+    logits = logits_given({"num_items": len(BATCH_IDS)}, masks=masks)
+    assert np.argwhere(logits.more_positives.marks).tolist() == [[1, 0]]
 
 
 def test_columns_of_single_rows_are_never_positives():
     # Row 0 has chosen 101, which is in the batch and is named as its negative as well.
     log = Interactions({"user": np.array([0])}, np.array([101]), query_key="user")
-    seen = {}
-
-    class Look(Hardest):
-        def mine(self, logits, context):
-            seen["marks"] = logits.more_positives.marks.numpy()
-            return super().mine(logits, context)
-
-    task = Retrieval(
+    logits = logits_given(
         negatives=[InBatch(), Explicit("named", CATALOGUE)],
         masks=[KnownPositives(log, CATALOGUE)],
-        miners=[Look(1)],
         correct=None,
     )
-    features = {"user": tf.range(NUM_ROWS), "named": tf.fill([NUM_ROWS, 2], 101)}
-    run(task, features=features)
-    assert seen["marks"].shape == (NUM_ROWS, NUM_ROWS)
-    assert np.argwhere(seen["marks"]).tolist() == [[0, 1]]
+    marks = logits.more_positives.marks
+    assert marks.shape == (NUM_ROWS, NUM_ROWS)
+    assert np.argwhere(marks).tolist() == [[0, 1]]
 
 
 def test_without_a_mask_that_names_positives_none_are_marked():
-    seen = {}
-
-    class Look(Hardest):
-        def mine(self, logits, context):
-            seen["more"] = logits.more_positives
-            return super().mine(logits, context)
-
-    run(Retrieval(miners=[Look(1)]))
-    assert seen["more"] is None
+    assert logits_given().more_positives is None
 
 
 @pytest.mark.parametrize(

@@ -184,10 +184,6 @@ def cross_batch_ngame(
     *,
     history: History,
     slack: float = 3.0,
-    capacity: int = 8192,
-    warmup_steps: int = 0,
-    max_drift: float | None = None,
-    compensate: bool = True,
     **options: Any,
 ) -> Retrieval:
     """NGAME with the items of past batches that are within each row's positive radius as well.
@@ -196,11 +192,8 @@ def cross_batch_ngame(
         items: the catalogue, which sizes the frequency table and measures the drift.
         history: the training log; what a query has chosen in it is no negative of it.
         slack: how much lower than the positive a column may score, see `ngame`.
-        capacity: how many past items, M; at least a batch.
-        warmup_steps: steps before they are used.
-        max_drift: the largest relative drift at which they are used; None does not ask.
-        compensate: whether fresh columns take over the gradient that those of the bank cannot have.
-        **options: any keyword of `Retrieval`.
+        **options: any keyword of `cross_batch_negative_sampling`, such as `capacity`, and so of
+            `Retrieval`.
 
     Returns:
         The task, whose logits are corrected on both sides.
@@ -217,14 +210,7 @@ def cross_batch_ngame(
         the history too, ids are stored and log q is read when used, the drift is relative, the
         gradient is compensated and the radius has a slack.
     """
-    return cross_batch_negative_sampling(
-        items,
-        capacity=capacity,
-        warmup_steps=warmup_steps,
-        max_drift=max_drift,
-        compensate=compensate,
-        **{**_hard(items, history, slack), **options},
-    )
+    return cross_batch_negative_sampling(items, **{**_hard(items, history, slack), **options})
 
 
 def dynamic_negative_sampling(

@@ -69,6 +69,26 @@ def count_below(table: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
     return place
 
 
+def find_sorted(table: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where numbers stand in a sorted table.
+
+    Args:
+        table: [N] numbers, ascending, N >= 1 and static.
+        wanted: [...] of the same dtype.
+
+    Returns:
+        The place, [...] int64, some valid one for a number that is not there; and whether it is
+        there, [...] bool.
+
+    Example:
+        >>> place, found = find_sorted(tf.constant([2, 5, 9]), tf.constant([5, 10, 1]))
+        >>> place.numpy().tolist(), found.numpy().tolist()
+        ([1, 2, 0], [True, False, False])
+    """
+    place = tf.minimum(count_below(table, wanted), table.shape[0] - 1)
+    return place, tf.gather(table, place) == wanted
+
+
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
 class ItemCatalogue:
     """N items: their ids and the features that the item tower reads.
@@ -134,8 +154,7 @@ class ItemCatalogue:
         """Finds items by id or key: [...] int64 rows, `unknown` for ids not in the catalogue."""
         keys = to_keys(ids)
         flat = tf.reshape(keys, [-1])
-        place = tf.minimum(count_below(self._sorted_tensor, flat), len(self) - 1)
-        found = tf.gather(self._sorted_tensor, place) == flat
+        place, found = find_sorted(self._sorted_tensor, flat)
         rows = tf.where(found, tf.gather(self._order_tensor, place), tf.constant(unknown, tf.int64))
         return tf.reshape(rows, tf.shape(keys))
 

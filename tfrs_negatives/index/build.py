@@ -152,7 +152,7 @@ def build_index(
     counts = {"recall_k": recall_k, "batch_size": batch_size}
     _check_options(kind, target_recall, {**counts, "num_probe_queries": num_probe_queries})
     _check_ids(model.items.ids)
-    vectors = _embed_items(model, batch_size)
+    vectors = embed_items(model, batch_size)
     generator = np.random.default_rng(seed)
     if probe_queries is None:
         probes = _noisy_items(model, vectors, num_probe_queries, generator)
@@ -203,7 +203,12 @@ def _chosen_kind(kind: str, num_items: int) -> str:
     return "scann"
 
 
-def _embed_items(model: RetrievalModel, batch_size: int) -> np.ndarray:
+def embed_items(model: RetrievalModel, batch_size: int) -> np.ndarray:
+    """Returns [N, D] float32: the vectors of the catalogue, `batch_size` items at a time.
+
+    Raises:
+        InputError: if they are not one finite vector per item, of one width.
+    """
     vectors, start = np.empty([0, 0], np.float32), 0
     for features in model.items.batches(batch_size):
         chunk = tf.cast(model.item_vectors(features), tf.float32).numpy()

@@ -25,6 +25,7 @@ from tfrs_negatives.evaluation.held_out import Pairs
 from tfrs_negatives.files import drafted_file
 from tfrs_negatives.index import Index, build_index
 from tfrs_negatives.index.arguments import check_vectors
+from tfrs_negatives.index.build import embed_items
 from tfrs_negatives.mining.rules import Choice, Found, MiningRules, MiningSummary, apply_rules
 from tfrs_negatives.score.known_positives import KnownPositives
 from tfrs_negatives.types import EMPTY_ID, Columns, RetrievalModel, bad_input
@@ -220,8 +221,7 @@ class _Searcher:
         # One entry more, the last, for a column without an item: its row is -1.
         self.item_keys = np.append(items.keys, EMPTY_ID)
         self.may_be_negative = np.append(catalogue.rows(items.keys).numpy() >= 0, False)
-        vectors = [index.model.item_vectors(batch) for batch in items.batches(batch_size)]
-        self.item_vectors = tf.cast(tf.concat(vectors, axis=0), tf.float32)
+        self.item_vectors = tf.constant(embed_items(index.model, batch_size))
 
     def embed(self, begin: int, end: int) -> _Chunk:
         """Returns the queries begin to end - 1."""

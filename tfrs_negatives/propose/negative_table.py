@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import count_below, to_keys
+from tfrs_negatives.encode.catalogue import find_sorted, to_keys
 from tfrs_negatives.encode.id_lists import History, query_column, query_keys_of_rows
 from tfrs_negatives.types import EMPTY_ID, Features, bad_input
 
@@ -91,9 +91,7 @@ class NegativeTable(tf.keras.layers.Layer):
         wanted = query_keys_of_rows(
             features, self.query_key, are_strings=self.string_queries, shape=shape
         )
-        known = tf.convert_to_tensor(self.query_keys)
-        place = count_below(known, wanted)
-        found = tf.gather(known, tf.minimum(place, self.num_queries - 1)) == wanted
+        place, found = find_sorted(tf.convert_to_tensor(self.query_keys), wanted)
         return tf.gather(self.ids, tf.where(found, place, self.num_queries))
 
     def load(self, path: str | Path) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue, count_below, to_keys
+from tfrs_negatives.encode.catalogue import ItemCatalogue, find_sorted, to_keys
 from tfrs_negatives.encode.id_lists import History, query_column, query_keys_of_rows
 from tfrs_negatives.types import CandidatePool, Logits, Part, StepContext, bad_input
 
@@ -141,9 +141,8 @@ class KnownPositives(Part):
 
     def _places(self, table: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
         """Returns [...] int64: where in the table each number is, the end for one that is not."""
-        place = tf.minimum(count_below(table, wanted), table.shape[0] - 1)
-        end = tf.shape(table, tf.int64)[0] - 1
-        return tf.where(tf.gather(table, place) == wanted, place, end)
+        place, found = find_sorted(table, wanted)
+        return tf.where(found, place, tf.shape(table, tf.int64)[0] - 1)
 
     def _histories(self, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         start = tf.gather(self._starts, rows)
