@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replicas import strategy_with_collectives
 
 from tfrs_negatives.batching import ClusteredBatches, RefreshClusters, doubling
 from tfrs_negatives.batching.epoch_order import clustered_order
@@ -455,7 +456,7 @@ def test_a_killed_run_resumes_bit_equal(tmp_path, killed_at):
 
 def test_replicas_divide_a_batch_as_it_stands():
     batches = refreshed(ClusteredBatches(random_log(), 64, **options()), 0)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = strategy_with_collectives()
     whole = [batch["item_id"].numpy() for batch in batches.dataset()]
     divided = strategy.experimental_distribute_dataset(batches.dataset())
     for batch, expected in zip(divided, whole, strict=True):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from replicas import strategy_with_collectives
 from small_batch import CATALOGUE, exact_frequency, run
 
 from tfrs_negatives.callbacks import Checkpoints
@@ -279,9 +280,7 @@ def test_replicas_change_nothing_and_have_the_same_table(tmp_path):
         fit(model, MineHardNegatives(table, LOG, folder=folder, rank_range=(1, 5)), epochs=2)
         return model, [x.numpy() for x in strategy.experimental_local_results(table.ids)]
 
-    # The only strategy of this process with collectives.
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    model, copies = train(strategy, tmp_path / "two")
+    model, copies = train(strategy_with_collectives(), tmp_path / "two")
     expected, (ids,) = train(tf.distribute.get_strategy(), tmp_path / "one")
     assert len(copies) == 2
     for copy in copies:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from replicas import strategy_with_collectives
 
 from tfrs_negatives.datasets import Interactions
 from tfrs_negatives.encode.across_replicas import all_rows, encode_together, place_of_rows
@@ -183,12 +184,6 @@ def strategy_of(replicas):
     devices = [f"CPU:{number}" for number in range(replicas)]
     operations = tf.distribute.ReductionToOneDevice()
     return tf.distribute.MirroredStrategy(devices, cross_device_ops=operations)
-
-
-@functools.cache
-def strategy_with_collectives():
-    # One for the process: a second would number its collectives as the first did.
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 @functools.cache
