@@ -50,7 +50,10 @@ def test_an_empty_file_is_the_defaults(tmp_path):
         ("model.query_features={age: round}", "`model.query_features.age`"),
         ("negatives.num_uniform=-3", "`negatives.num_uniform`"),
         ("negatives.strength=2", "`negatives.strength`"),
-        ("negatives.recipe=magic", "'in_batch', 'mixed_negative_sampling'"),
+        (
+            "negatives.recipe=magic",
+            "'in_batch', 'uniform_negative_sampling', 'mixed_negative_sampling'",
+        ),
         ("evaluation.ks=[]", "`evaluation.ks`"),
         ("index.target_recall=1.1", "`index.target_recall`"),
         ("train=3", "`train`"),

@@ -201,6 +201,17 @@ def test_rows_finds_each_id_by_itself_and_by_its_key(ids):
     assert items.rows(table).numpy().tolist() == [[2, 0], [2, 0]]
 
 
+@pytest.mark.parametrize("ids", [[-2, 0, -1, 1], [-2, 0, -1, 2], [7]], ids=["dense", "gap", "one"])
+def test_numbers_without_gaps_are_found_without_a_search(ids):
+    items = ItemCatalogue(ids)
+    ends = np.iinfo(np.int64)
+    asked = [*ids, min(ids) - 1, max(ids) + 1, ends.max, ends.min + 1]
+    expected = [*range(len(ids)), -1, -1, -1, -1]
+    for mode in (False, True):
+        find = tf.function(items.rows, jit_compile=mode)
+        assert find(tf.constant(asked, tf.int64)).numpy().tolist() == expected
+
+
 def test_the_catalogue_goes_through_its_items_in_order():
     items = ItemCatalogue([7, 3, 5], {"size": np.array([1.5, 2.5, 3.5])}, item_key="id")
     batches = [{n: x.numpy().tolist() for n, x in b.items()} for b in items.batches(2)]

@@ -24,7 +24,7 @@ def draw(num_rows, num_columns, seed=0):
     shapes = [num_rows, D], [num_columns, D], [num_columns], [num_rows]
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
     keep = rng.random([num_rows, num_columns]) < 0.6
-    keep[0] &= num_rows == 1
+    keep[:1] &= num_rows == 1
     return arrays, keep
 
 
@@ -63,7 +63,7 @@ def by_mask(keep):
     return block
 
 
-def differentiated(queries, columns, shift, origin, keep, block_width, stale_from=None):
+def differentiated(queries, columns, shift, origin, keep, block_width, stale_from=None, **options):
     inputs = [queries, columns, shift, origin]
     with tf.GradientTape() as tape:
         tape.watch(inputs)
@@ -73,6 +73,7 @@ def differentiated(queries, columns, shift, origin, keep, block_width, stale_fro
             origin=origin,
             block_width=block_width,
             stale_from=stale_from,
+            **options,
         )
         loss = tf.reduce_sum(value * tf.cast(1 + tf.range(tf.shape(value)[0]), tf.float32))
     if keep is not None:
@@ -80,13 +81,13 @@ def differentiated(queries, columns, shift, origin, keep, block_width, stale_fro
     return some, value, tape.gradient(loss, inputs)
 
 
-def run(mode, arrays, keep, block_width, stale_from=None):
+def run(mode, arrays, keep, block_width, stale_from=None, **options):
     inputs = [tf.constant(x) for x in (*arrays, keep)]
     if mode == "eager":
-        return differentiated(*inputs, block_width, stale_from)
+        return differentiated(*inputs, block_width, stale_from, **options)
     shapes = [[None, D], [None, D], [None], [None], [None, None]]
     step = tf.function(
-        lambda *inputs: differentiated(*inputs, block_width, stale_from),
+        lambda *inputs: differentiated(*inputs, block_width, stale_from, **options),
         input_signature=[tf.TensorSpec(s, x.dtype) for s, x in zip(shapes, inputs, strict=True)]
         if mode == "dynamic"
         else None,
@@ -109,10 +110,12 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("short_by", [0, 1], ids=["remembered", "once more"])
 @pytest.mark.parametrize(("num_rows", "num_columns", "block_width"), SIZES)
-def test_it_is_the_log_sum_of_the_loops(mode, num_rows, num_columns, block_width):
+def test_it_is_the_log_sum_of_the_loops(mode, num_rows, num_columns, block_width, short_by):
     arrays, keep = draw(num_rows, num_columns)
-    received = run(mode, arrays, keep, block_width)
+    budget = 4 * num_rows * num_columns - short_by
+    received = run(mode, arrays, keep, block_width, byte_budget=budget)
     assert_same(received, slow(*arrays, keep, upstream_of(num_rows)), **CLOSE)
 
 
@@ -133,7 +136,7 @@ def test_sizes_change_from_call_to_call():
     specs = [tf.TensorSpec(s) for s in ([None, D], [None, D], [None], [None])]
     specs.append(tf.TensorSpec([None, None], tf.bool))
     step = tf.function(lambda *inputs: differentiated(*inputs, 4), input_signature=specs)
-    for num_rows, num_columns in [(2, 12), (5, 3), (1, 4), (3, 9), (2, 0), (4, 13)]:
+    for num_rows, num_columns in [(2, 12), (5, 3), (1, 4), (3, 9), (2, 0), (0, 5), (4, 13)]:
         arrays, keep = draw(num_rows, num_columns, seed=num_columns)
         expected = slow(*arrays, keep, upstream_of(num_rows))
         assert_same(step(*arrays, keep), expected, **CLOSE)
@@ -272,6 +275,52 @@ def test_where_the_stale_columns_begin_may_be_a_tensor():
     inputs = [tf.constant(x) for x in (*arrays, keep)]
     step = tf.function(lambda stale_from: differentiated(*inputs, 3, stale_from))
     assert_same(step(tf.constant(5)), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("budget", [0, 2**20])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_column_does_not_count_in_the_row_whose_positive_it_is(mode, budget, masked):
+    arrays, keep = draw(4, 7)
+    own_rows = np.array([-1, 2, -1, 0, 3, -1, 1])
+    keep = keep if masked else np.ones_like(keep)
+    inputs = [tf.constant(x) for x in arrays]
+
+    def step(*inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            (some, value), num_kept = chunked_log_sum_exp(
+                *inputs[:3],
+                keep=by_mask(keep) if masked else None,
+                origin=inputs[3],
+                own_rows=tf.constant(own_rows, tf.int32),
+                block_width=3,
+                byte_budget=budget,
+            )
+            loss = tf.reduce_sum(value * upstream_of(4))
+        return some, value, tape.gradient(loss, inputs), num_kept
+
+    if mode != "eager":
+        specs = (
+            [tf.TensorSpec([None] * x.shape.rank) for x in inputs] if mode == "dynamic" else None
+        )
+        if specs:
+            specs[0], specs[1] = tf.TensorSpec([None, D]), tf.TensorSpec([None, D])
+        step = tf.function(step, input_signature=specs, jit_compile=mode == "xla")
+    *received, num_kept = step(*inputs)
+    others = keep & (own_rows != np.arange(4)[:, None])
+    assert_same(received, slow(*arrays, others, upstream_of(4)), **CLOSE)
+    assert float(num_kept) == others.sum()
+
+
+@pytest.mark.parametrize("budget", [0, 2**20])
+def test_a_shift_that_does_not_learn_changes_no_other_gradient(budget):
+    arrays, keep = draw(4, 7)
+    some, value, gradients = run("graph", arrays, keep, 3, learns_shift=False, byte_budget=budget)
+    expected = slow(*arrays, keep, upstream_of(4))
+    assert gradients[2] is None
+    del gradients[2], expected[2][2]
+    assert_same((some, value, gradients), expected, **CLOSE)
 
 
 # ------------------------------------------------------------------ what the caller sees

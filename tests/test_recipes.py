@@ -13,6 +13,7 @@ from tfrs_negatives.recipes import (
     in_batch,
     mixed_negative_sampling,
     ngame,
+    uniform_negative_sampling,
 )
 from tfrs_negatives.score.keep_masks import AccidentalHits
 from tfrs_negatives.score.known_positives import KnownPositives
@@ -26,6 +27,15 @@ def test_sources():
     sources = mixed_negative_sampling(ITEMS, num_uniform=7).negatives
     assert [source.name for source in sources] == ["in_batch", "uniform"]
     assert sources[1].num_negatives == 7
+
+
+def test_uniform_draws_need_no_correction_and_no_frequency():
+    task = uniform_negative_sampling(ITEMS, num_uniform=9)
+    assert [source.name for source in task.negatives] == ["uniform"]
+    assert task.negatives[0].num_negatives == 9
+    assert task.frequency is None
+    assert task.correct is None
+    assert [type(mask) for mask in task.masks] == [AccidentalHits]
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,119 @@ def _resume(run: Path, as_json: bool) -> None:
 
 
 @app.command()
+def search(
+    space: Annotated[
+        list[str],
+        typer.Option(
+            metavar="RULE",
+            help="section.key=log(low, high), uniform(low, high), int(low, high), "
+            "int(low, high, log) or one_of(a, b, ...), the values in YAML. Once for each key.",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value, over the configuration.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file; the defaults without.")] = None,
+    trials: Annotated[int, typer.Option(help="How many, those stopped early included.")] = 20,
+    metric: Annotated[
+        str, typer.Option(help="What is to be high after the last epoch.")
+    ] = "recall_at_20",
+    seed: Annotated[int, typer.Option(help="Of the draws; train.seed is that of training.")] = 0,
+    out: Annotated[Path, typer.Option(help="The folder of the search.")] = Path("runs/search"),
+    validation_fraction: Annotated[
+        float | None,
+        typer.Option(help="Share of the training events to choose on; 0.1, or as configured."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search good settings on a part of the training events; the test part is not looked at.
+
+    Example: tfrs-negatives search --space "train.learning_rate=log(1e-3, 1e-1)"
+    --space "negatives.recipe=one_of(in_batch, mixed_negative_sampling)" data.min_rating=3
+
+    Trials that fall behind the median are stopped early. The same command goes
+    on where it was interrupted; more --trials add to it. The folder gets
+    best.yaml, for `train --config` on all training events, trials.csv and
+    report.png. The models of the trials are not kept: they lack the events
+    that were held out. To search the number of epochs give it a rule too, such
+    as train.epochs=int(2, 12): the value is that after the last one.
+    """
+    from tfrs_negatives.config import load_config
+
+    if validation_fraction is not None:
+        overrides = [*(overrides or []), f"data.validation_fraction={validation_fraction}"]
+    resolved = load_config(config, overrides or [])
+    try:
+        from tfrs_negatives.search import run_search
+    except ModuleNotFoundError as error:
+        if error.name not in ("optuna", "matplotlib"):
+            raise
+        needed = "what `pip install 'tfrs-negatives[compare]'` installs"
+        raise bad_input("search", needed, f"no {error.name}") from error
+    report = run_search(resolved, space, out, trials=trials, metric=metric, seed=seed)
+    if not as_json:
+        from tfrs_negatives.search.results import print_trials
+
+        print_trials(report)
+        report = {"most_popular": report["most_popular"], "best_trial": report["best"]["number"]}
+    _report(report, as_json, wrote=out / "best.yaml")
+
+
+@app.command()
+def compare(
+    configs: Annotated[list[Path], typer.Argument(help="YAML files, a variant each.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="For all variants.")
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=V1,V2", help="A variant for each value; the product of several."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="How many runs of each, with seeds 0, 1, ...")] = 3,
+    out: Annotated[Path, typer.Option(help="Where report and runs go.")] = Path("runs/compare"),
+    baseline: Annotated[
+        str | None, typer.Option(help="The variant to test against; the first.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="recall_at_K or ndcg_at_K; recall at the smallest K.")
+    ] = None,
+    as_json: AsJson = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Train anew what has another configuration.")
+    ] = False,
+) -> None:
+    """Train several variants with several seeds, and write a report of which one to choose.
+
+    Example: tfrs-negatives compare mixed.yaml in_batch.yaml --grid model.temperature=0.05,0.1
+
+    A variant is named after its file and its values of the grid. The same command goes on where it
+    was interrupted. OUT/report.html needs no other file.
+    """
+    from tfrs_negatives.comparison import compare as run
+    from tfrs_negatives.comparison import read_variants, summary_rows
+    from tfrs_negatives.progress import print_records
+
+    results = run(
+        read_variants(configs, overrides=overrides or [], grid=grid or []),
+        folder=out,
+        seeds=seeds,
+        baseline=baseline,
+        metric=metric,
+        overwrite=overwrite,
+        progress=True,
+    )
+    table, choice = summary_rows(results), results["recommendation"]
+    page = out / "report.html"
+    if as_json:
+        _report({**choice, "table": table}, as_json, wrote=page)
+        return
+    shown = [{n: "" if x is None else x for n, x in row.items()} for row in table]
+    print_records(shown, title=f"{results['data']['name']}, mean over {seeds} seed(s)")
+    others = ", ".join(choice["not_worse"]) or "none"
+    _report({"best": choice["best"], "not significantly worse": others}, as_json, wrote=page)
+
+
+@app.command()
 def evaluate(run: RunFolder, as_json: AsJson = False) -> None:
     """Evaluate the model of a run on the test part of its log, over the full corpus."""
     from tfrs_negatives.experiments import evaluate_run

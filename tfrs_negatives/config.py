@@ -27,6 +27,19 @@ _Loader.add_implicit_resolver(
 )
 
 
+def parse_yaml(text: str) -> Any:
+    """Returns what a text in YAML says, with 1e-3 as a number.
+
+    Raises:
+        yaml.YAMLError: if it is not YAML.
+
+    Example:
+        >>> parse_yaml("[1e-3, in_batch, null]")
+        [0.001, 'in_batch', None]
+    """
+    return yaml.load(text, _Loader)  # noqa: S506
+
+
 class Section(BaseModel):
     """A part of the configuration; an unknown key is an error."""
 
@@ -62,6 +75,13 @@ class DataConfig(Section):
         None, description="null: as the source gives it, else random"
     )
     test_fraction: float = Field(0.2, gt=0, lt=1)
+    validation_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the training events that takes the place of the test part, to choose "
+        "settings on; null: the test part",
+    )
     min_rating: float | None = Field(None, description="events below are dropped")
     data_dir: str | None = Field(None, description="where tensorflow-datasets keeps its data")
     columns: ColumnsConfig | None = Field(None, description="for parquet and csv sources")
@@ -91,6 +111,7 @@ class NegativesConfig(Section):
 
     recipe: Literal[
         "in_batch",
+        "uniform_negative_sampling",
         "mixed_negative_sampling",
         "cross_batch_negative_sampling",
         "mixed_cross_batch_negative_sampling",
@@ -161,7 +182,7 @@ class TrainConfig(Section):
         None, ge=1, description="rows in a tower at once, where a batch does not fit; null: all"
     )
     logits_budget: int = Field(
-        2**24, ge=4, description="bytes of logits at once; the loss is computed in such blocks"
+        2**27, ge=4, description="bytes of logits at once; beyond, blocks are computed twice"
     )
     checkpoint_every_steps: int | None = Field(
         1000, ge=1, description="what a kill may cost; null: only the end of each epoch is saved"
@@ -207,6 +228,10 @@ class RunConfig(Section):
             data.columns.items.path = str(Path(data.columns.items.path).absolute())
         return self.model_copy(update={"data": data})
 
+    def with_overrides(self, overrides: Sequence[str]) -> RunConfig:
+        """Returns the configuration with `section.key=value` applied; raises as `load_config`."""
+        return _resolve(self.model_dump(), overrides)
+
     def to_yaml(self) -> str:
         """Returns the resolved configuration, every key with its value."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
@@ -235,7 +260,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         tfrs_negatives.types.InputError: `train.epoch`: expected a known key, perhaps
         `train.epochs`. Received: 3
     """
-    tree = {} if path is None else _read(Path(path))
+    return _resolve({} if path is None else _read(Path(path)), overrides)
+
+
+def _resolve(tree: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
     for override in overrides:
         _apply(tree, override)
     try:
@@ -248,7 +276,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise bad_input("config", "a YAML file", f"{path}, which is no file")
     try:
-        tree = yaml.load(path.read_text(), _Loader)  # noqa: S506
+        tree = parse_yaml(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise bad_input("config", "valid YAML", f"{path}: {reason}") from None
@@ -267,7 +295,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise bad_input("override", f"a section at {section!r}", repr(override))
     try:
-        tree[name] = yaml.load(text, _Loader)  # noqa: S506
+        tree[name] = parse_yaml(text)
     except yaml.YAMLError:
         raise bad_input("override", "a value in YAML", repr(override)) from None
 

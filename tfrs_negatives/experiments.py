@@ -1,8 +1,9 @@
 """A configuration to a run folder: train, evaluate, index, recommend.
 
 A run folder holds `config.yaml` (resolved), `history.csv`, `metrics.json`, `model.keras`,
-`queries.parquet` (the features of each known query), `items.parquet` (ids, titles, training counts)
-and, once built, `index/`; `run_folder` says how it comes about.
+`per_query.parquet` (what was found for each test query), `queries.parquet` (the features of each
+known query), `items.parquet` (ids, titles, training counts) and, once built, `index/`; `run_folder`
+says how it comes about.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import tensorflow as tf
 from tfrs_negatives.batching import RefreshClusters
 from tfrs_negatives.callbacks import Checkpoints, EpochClock, HistoryFile
 from tfrs_negatives.config import ColumnsConfig, RunConfig, load_config
-from tfrs_negatives.datasets import ItemTable, LogColumns, RetrievalData, load
+from tfrs_negatives.datasets import Interactions, ItemTable, LogColumns, RetrievalData, load
 from tfrs_negatives.evaluation import Evaluation, TopKEvaluation, evaluate
 from tfrs_negatives.files import draft_of, write_text
 from tfrs_negatives.index import Index, build_index, export_index, load_index
@@ -125,7 +126,7 @@ def _fit(
     clock, extra, history = EpochClock(), [], HistoryFile(work / "history.csv")
     if config.evaluation.every_epochs is not None:
         every = config.evaluation.every_epochs
-        extra = [TopKEvaluation(data.test, every_epochs=every, **_protocol(config, data))]
+        extra = [TopKEvaluation(data.test, every_epochs=every, **protocol(config, data))]
     dataset, refresh, checkpoints = _resumed_batches(config, data, model, work / "checkpoints")
     model.fit(
         dataset,
@@ -136,7 +137,8 @@ def _fit(
         verbose=0,
     )
     history.keep(config.train.epochs)
-    result = evaluate(model, data.test, **_protocol(config, data))
+    result = evaluate(model, data.test, **protocol(config, data))
+    _write_per_query(work, data.test, result)
     return {
         "data": data.name,
         "test": result.metrics,
@@ -161,7 +163,8 @@ def _resumed_batches(
     return stream, [], checkpoints
 
 
-def _protocol(config: RunConfig, data: RetrievalData) -> dict[str, Any]:
+def protocol(config: RunConfig, data: RetrievalData) -> dict[str, Any]:
+    """Returns the arguments of `evaluate` that the configuration decides."""
     has_history = config.evaluation.exclude_seen and data.train.query_key is not None
     exclude = data.train if has_history else None
     return {"ks": config.evaluation.ks, "exclude": exclude, "train": data.train}
@@ -172,9 +175,17 @@ def evaluate_run(folder: Path, *, progress: bool = False) -> Evaluation:
     config, model = load_run(folder)
     metrics = _read_metrics(folder)
     data = load_data(config)
-    result = evaluate(model, data.test, progress=progress, **_protocol(config, data))
+    result = evaluate(model, data.test, progress=progress, **protocol(config, data))
+    _write_per_query(folder, data.test, result)
     write_text(folder / "metrics.json", _to_json({**metrics, "test": result.metrics}))
     return result
+
+
+def _write_per_query(folder: Path, test: Interactions, result: Evaluation) -> None:
+    key = test.query_key
+    keys = {} if key is None else {key: result.query_features[key]}
+    columns = {**keys, **result.per_query}
+    write_columns(folder / "per_query.parquet", columns, query_key=key or "")
 
 
 def _read_metrics(folder: Path) -> dict[str, Any]:

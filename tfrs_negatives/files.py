@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -139,3 +140,31 @@ def put_in_place(draft: Path, folder: Path) -> None:
         raise
     # Also the one of a process that was killed between the two renames.
     remove_folder(old)
+
+
+@contextmanager
+def locked(path: Path, *, argument: str, expected: str) -> Iterator[None]:
+    """Keeps other processes out while the block runs.
+
+    Args:
+        path: a file that is there as long as it guards, and that nobody replaces.
+        argument: what the error names.
+        expected: what it asks for, where another process is inside.
+
+    Raises:
+        InputError: if another process is inside.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     with locked(Path(file.name), argument="run", expected="a run of its own"):
+        ...         print("alone")
+        alone
+    """
+    # The system gives the lock back when the process ends, however it ends.
+    with path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise bad_input(argument, expected, path.parent) from error
+        yield

@@ -28,6 +28,7 @@ from tfrs_negatives.types import Mask, bad_input
 PAST = {"capacity", "warmup_steps", "max_drift", "compensate"}
 RECIPE_KEYS: dict[str, set[str]] = {
     "in_batch": set(),
+    "uniform_negative_sampling": {"num_uniform"},
     "mixed_negative_sampling": {"num_uniform"},
     "cross_batch_negative_sampling": PAST,
     "mixed_cross_batch_negative_sampling": {"num_uniform", *PAST},

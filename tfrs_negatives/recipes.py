@@ -41,6 +41,33 @@ def in_batch(items: ItemCatalogue, **options: Any) -> Retrieval:
     return _retrieval([InBatch()], items, options)
 
 
+def uniform_negative_sampling(
+    items: ItemCatalogue, *, num_uniform: int = 1024, **options: Any
+) -> Retrieval:
+    """Sampled softmax against items drawn uniformly from the catalogue, the same for all rows.
+
+    Every item is as likely, so there is nothing to correct.
+
+    Args:
+        items: the catalogue to draw from.
+        num_uniform: how many uniform columns.
+        **options: any keyword of `Retrieval`; `loss=BPR()` compares in pairs.
+
+    Returns:
+        The task.
+
+    Example:
+        >>> task = uniform_negative_sampling(ItemCatalogue([1, 2, 3]), num_uniform=2)
+        >>> [source.name for source in task.negatives]
+        ['uniform']
+
+    Source: Bengio and Senecal, 2008; Wu et al., TOIS 2024 (SSM). There each row has draws of its
+        own; sharing them costs nothing but their number.
+    """
+    defaults = {"masks": [AccidentalHits()], "frequency": None, "correct": None}
+    return _retrieval([Uniform(items, num_uniform)], items, {**defaults, **options})
+
+
 def mixed_negative_sampling(
     items: ItemCatalogue, *, num_uniform: int = 8192, **options: Any
 ) -> Retrieval:

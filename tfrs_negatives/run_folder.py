@@ -6,19 +6,18 @@ While `runs/first` is trained, `runs/.first.unfinished` holds the resolved `conf
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from tfrs_negatives.config import RunConfig, load_config
 from tfrs_negatives.datasets import RetrievalData
-from tfrs_negatives.files import make_folder, put_in_place, remove_folder, write_text
+from tfrs_negatives.files import locked, make_folder, put_in_place, remove_folder, write_text
 from tfrs_negatives.types import InputError, bad_input
 
 logger = logging.getLogger("tfrs_negatives")
@@ -146,16 +145,10 @@ def _completed(work: Path, folder: Path, made: list[Path]) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    # The system gives the lock back when the process ends, however it ends. This file is there as
-    # long as the folder is, and nobody writes it again.
-    with (work / "config.yaml").open("r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise bad_input("run", "a run that no other process is training", work) from error
-        yield
+def _locked(work: Path) -> AbstractContextManager[None]:
+    # This file is there as long as the folder is, and nobody writes it again.
+    rule = "a run that no other process is training"
+    return locked(work / "config.yaml", argument="run", expected=rule)
 
 
 def _discard(work: Path) -> None:

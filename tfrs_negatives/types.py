@@ -120,7 +120,7 @@ class CandidatePool(NamedTuple):
             on average; None where no correction is made.
         positive_log_expected_count: [B] float32, the same for the positive of each row.
         log_weight: [C] float32 in nats, added to the logits; None where no source is weighted.
-        num_fresh: scalar int32; from this column on all are stale.
+        num_fresh: scalar int32; from this column on all are stale. None where none is.
     """
 
     ids: tf.Tensor

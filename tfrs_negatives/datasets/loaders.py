@@ -9,7 +9,7 @@ import numpy as np
 
 from tfrs_negatives.datasets.interactions import Interactions, RetrievalData, SourceLog
 from tfrs_negatives.datasets.movielens import read_grouplens, read_prepared
-from tfrs_negatives.datasets.splits import AS_GIVEN, SPLITS, Parts
+from tfrs_negatives.datasets.splits import AS_GIVEN, SPLITS, Parts, validation
 from tfrs_negatives.datasets.synthetic import synthetic
 from tfrs_negatives.datasets.tables import LogColumns, read_tables
 from tfrs_negatives.encode.catalogue import ItemCatalogue
@@ -31,6 +31,7 @@ def load(
     *,
     split: str | None = None,
     test_fraction: float = 0.2,
+    validation_fraction: float | None = None,
     min_rating: float | None = None,
     seed: int = 0,
     data_dir: str | None = None,
@@ -48,6 +49,8 @@ def load(
         split: a name in `SPLITS`, or `as_given` for the split that the source comes with; None is
             `as_given` where there is one, otherwise `random`.
         test_fraction: share of test for the splits that have a choice.
+        validation_fraction: share of the training events, drawn at random, that is returned in the
+            place of the test part, which is dropped; None returns the test part.
         min_rating: events with a lower rating are dropped; None keeps all.
         seed: of the split, and of the synthetic generator.
         data_dir: folder of tensorflow-datasets; None is its own default. What is not prepared
@@ -55,7 +58,7 @@ def load(
         columns: the meaning of the columns of a Parquet or CSV source, and only of those.
 
     Returns:
-        The data. Only the synthetic log with its own split has a `truth`.
+        The data. Only the synthetic log with its own split has a `truth`, not its validation part.
 
     Raises:
         InputError: if the source is unknown, missing or malformed, an item of the log is not in the
@@ -72,12 +75,16 @@ def load(
     if split is None:
         split = "random" if found.is_test is None else AS_GIVEN
     train, test = _cut(found, split, test_fraction, seed)
+    name = _short_name(source)
+    if validation_fraction is not None:
+        train, test = validation(train, fraction=validation_fraction)
+        name += ", validation"
     return RetrievalData(
         train=train,
         test=test,
         items=found.items,
-        name=_short_name(source),
-        truth=found.truth if split == AS_GIVEN else None,
+        name=name,
+        truth=found.truth if split == AS_GIVEN and validation_fraction is None else None,
         titles=found.titles,
     )
 

@@ -18,6 +18,9 @@ Parts: TypeAlias = tuple[Interactions, Interactions]
 
 AS_GIVEN = "as_given"
 
+VALIDATION_SEED = 2**31
+"""The seed of the validation part; `train.seed` is below it, so no split draws the same numbers."""
+
 
 def random(log: Interactions, *, test_fraction: float = 0.2, seed: int = 0) -> Parts:
     """Puts a random share of the events into test.
@@ -126,6 +129,31 @@ def by_time(log: Interactions, *, test_fraction: float = 0.2) -> Parts:
     return _cut(log, times >= cut)
 
 
+def validation(train: Interactions, *, fraction: float) -> Parts:
+    """Puts a random share of the training events aside, to choose settings on.
+
+    The draw has a seed of its own: runs of all seeds see one validation part where they have one
+    training part.
+
+    Args:
+        train: E events, the training part of any split.
+        fraction: share of them, between 0 and 1.
+
+    Returns:
+        What is left to train on, and the validation part.
+
+    Raises:
+        InputError: if the share is not between 0 and 1, or a side is left empty.
+
+    Example:
+        >>> log = Interactions({"user_id": np.arange(10)}, np.arange(10))
+        >>> train, chosen = validation(log, fraction=0.3)
+        >>> len(train), len(chosen)
+        (7, 3)
+    """
+    return _cut(train, _draw(len(train), fraction, VALIDATION_SEED, argument="validation_fraction"))
+
+
 SPLITS: dict[str, Callable[[Interactions, float, int], Parts]] = {
     "random": lambda log, test_fraction, seed: random(log, test_fraction=test_fraction, seed=seed),
     "by_user": lambda log, test_fraction, seed: by_user(
@@ -142,17 +170,17 @@ def check_fraction(name: str, fraction: float) -> None:
         raise bad_input(name, "a number between 0 and 1, both excluded", fraction)
 
 
-def _num_test(total: int, test_fraction: float) -> int:
-    check_fraction("test_fraction", test_fraction)
-    num_test = round(test_fraction * total)
+def _num_test(total: int, fraction: float, *, argument: str = "test_fraction") -> int:
+    check_fraction(argument, fraction)
+    num_test = round(fraction * total)
     if not 0 < num_test < total:
         expected = "a share that leaves something on both sides"
-        raise bad_input("test_fraction", expected, f"{test_fraction} of {total}")
+        raise bad_input(argument, expected, f"{fraction} of {total}")
     return num_test
 
 
-def _draw(total: int, test_fraction: float, seed: int) -> np.ndarray:
-    num_test = _num_test(total, test_fraction)
+def _draw(total: int, fraction: float, seed: int, *, argument: str = "test_fraction") -> np.ndarray:
+    num_test = _num_test(total, fraction, argument=argument)
     chosen = np.zeros(total, bool)
     chosen[np.random.Generator(np.random.PCG64(seed)).permutation(total)[:num_test]] = True
     return chosen

@@ -128,6 +128,10 @@ class ItemCatalogue:
         self._order = np.argsort(self.keys, kind="stable")
         self._sorted_keys = self.keys[self._order]
         self._check_keys()
+        # Numbers from a to b need no search, which is most of the work of a small step.
+        self._is_consecutive = int(self._sorted_keys[-1]) - int(self._sorted_keys[0]) + 1 == len(
+            self
+        )
         # Eager constants: a traced function captures them by reference instead of copying them.
         with tf.init_scope():
             self._key_tensor = tf.constant(self.keys)
@@ -154,7 +158,12 @@ class ItemCatalogue:
         """Finds items by id or key: [...] int64 rows, `unknown` for ids not in the catalogue."""
         keys = to_keys(ids)
         flat = tf.reshape(keys, [-1])
-        place, found = find_sorted(self._sorted_tensor, flat)
+        if self._is_consecutive:
+            place = flat - self._sorted_keys[0]
+            found = (place >= 0) & (place < len(self))
+            place = tf.where(found, place, 0)
+        else:
+            place, found = find_sorted(self._sorted_tensor, flat)
         rows = tf.where(found, tf.gather(self._order_tensor, place), tf.constant(unknown, tf.int64))
         return tf.reshape(rows, tf.shape(keys))
 

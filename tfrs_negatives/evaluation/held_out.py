@@ -24,10 +24,12 @@ class Pairs(NamedTuple):
     queries: np.ndarray
     rows: np.ndarray
 
-    def between(self, begin: int, end: int) -> Pairs:
-        """Returns the pairs of the queries begin to end - 1, with queries numbered from 0."""
-        first, last = np.searchsorted(self.queries, [begin, end])
-        return Pairs(self.queries[first:last] - begin, self.rows[first:last])
+    def of(self, chunk: np.ndarray) -> Pairs:
+        """Returns the pairs of some queries [q], which are numbered from 0 in that order."""
+        first, last = np.searchsorted(self.queries, [chunk, chunk + 1])
+        counts = last - first
+        places = np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
+        return Pairs(np.repeat(np.arange(len(chunk)), counts), self.rows[places])
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,25 @@
 """From vectors to the rank of every held-out item, a chunk of queries at a time.
 
 Ties are ranked against the model: an item that is wanted stands behind all items of the same score
-that are not, so a collapsed model finds nothing. The wanted cells are taken out of the score matrix
-before the best of the others are listed; the rank of a wanted item is then one more than the number
-of others that score as much or more and of wanted ones that stand before it. This is exact.
+that are not, so a collapsed model finds nothing. A list of the k + h best items, with h the wanted
+and the hidden ones of the query, is enough for exact ranks up to k: an item that is not on it has k
+others at least as high before it. Users x items is never there.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from rich.progress import track
 
+from tfrs_negatives.evaluation.best_items import best_items
 from tfrs_negatives.evaluation.held_out import HeldOut, Pairs
 from tfrs_negatives.types import RetrievalModel, bad_input
 
-BLOCK = 32
-"""Columns that are looked at together when the best are selected; 32 and 64 were fastest."""
+OTHER, WANTED, HIDDEN = 0, 1, 2
 
 
 class Ranks(NamedTuple):
@@ -55,7 +54,7 @@ def rank_held_out(
         held_out: Q queries.
         ks: lengths of lists, ascending, none above the number of items.
         batch_size: the most queries or items that go through a tower at once.
-        byte_budget: bytes that the scores of one chunk of queries may take.
+        byte_budget: bytes that the marks of a chunk of queries may take, one per query and item.
         progress: whether to show a bar.
 
     Raises:
@@ -63,37 +62,53 @@ def rank_held_out(
     """
     num_items = len(model.items)
     vectors, largest = _embed_items(model, batch_size)
-    size = max(1, min(batch_size, byte_budget // (4 * len(vectors))))
-    starts = range(0, held_out.num_queries, size)
+    search = best_items(vectors)
+    marks = np.zeros((min(batch_size, max(1, byte_budget // num_items)), num_items), np.uint8)
     recommended = {k: np.zeros(num_items, np.int64) for k in ks}
     parts: list[tuple[np.ndarray, ...]] = []
-    for begin in track(starts, "Ranking the catalogue", disable=not progress):
-        end = min(begin + size, held_out.num_queries)
-        queries = _embed_queries(model, held_out, begin, end, largest)
-        pairs = held_out.relevant.between(begin, end)
-        seen = held_out.seen.between(begin, end)
-        scores, best_scores, best_rows = _select(queries, vectors, pairs, seen, num_items, ks[-1])
+    chunks = _chunks(held_out, len(marks))
+    for chunk in track(chunks, "Ranking the catalogue", disable=not progress):
+        queries = _embed_queries(model, held_out, chunk, largest)
+        pairs, seen = held_out.relevant.of(chunk), held_out.seen.of(chunk)
+        length = min(num_items, ks[-1] + _most_of_one_query(pairs, seen))
+        scores, best_scores, best_rows = _without(
+            pairs, seen, *search(queries, length), marks=marks, k=ks[-1]
+        )
         order = np.lexsort((pairs.rows, -scores, pairs.queries))
         pairs = Pairs(pairs.queries, pairs.rows[order])
         place, rank = _place_and_rank(pairs.queries, scores[order], best_scores)
         _count_recommended(recommended, pairs, rank, best_scores, best_rows)
-        parts.append((pairs.queries + begin, pairs.rows, place, rank))
-    joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Ranks(Pairs(joined[0], joined[1]), joined[2], joined[3], recommended)
+        parts.append((chunk[pairs.queries], pairs.rows, place, rank))
+    queries, rows, place, rank = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(queries, kind="stable")
+    return Ranks(Pairs(queries[order], rows[order]), place[order], rank[order], recommended)
+
+
+def _chunks(held_out: HeldOut, size: int) -> list[np.ndarray]:
+    """Cuts the queries into chunks of similar numbers of wanted and hidden items."""
+    counts = [
+        np.bincount(p.queries, minlength=held_out.num_queries)
+        for p in (held_out.relevant, held_out.seen)
+    ]
+    order = np.argsort(sum(counts), kind="stable")
+    return [order[begin : begin + size] for begin in range(0, len(order), size)]
+
+
+def _most_of_one_query(pairs: Pairs, seen: Pairs) -> int:
+    return int(np.bincount(np.concatenate([pairs.queries, seen.queries])).max())
 
 
 def _embed_items(model: RetrievalModel, batch_size: int) -> tuple[tf.Tensor, float]:
-    """Returns [N + padding, D] float32, a whole number of blocks, and the largest norm."""
+    """Returns [N, D] float32 and the largest norm."""
     batches = [model.item_vectors(features) for features in model.items.batches(batch_size)]
     vectors = tf.cast(tf.concat(batches, axis=0), tf.float32)
-    largest = _largest_norm(vectors, "model.item_vectors")
-    return tf.pad(vectors, [[0, -len(vectors) % BLOCK], [0, 0]]), largest
+    return vectors, _largest_norm(vectors, "model.item_vectors")
 
 
 def _embed_queries(
-    model: RetrievalModel, held_out: HeldOut, begin: int, end: int, largest_item: float
+    model: RetrievalModel, held_out: HeldOut, chunk: np.ndarray, largest_item: float
 ) -> tf.Tensor:
-    features = {n: tf.constant(c[begin:end]) for n, c in held_out.query_features.items()}
+    features = {n: tf.constant(c[chunk]) for n, c in held_out.query_features.items()}
     vectors = tf.cast(model.query_vectors(features), tf.float32)
     # No partial sum of an inner product exceeds the product of the norms, so no score is NaN.
     if _largest_norm(vectors, "model.query_vectors") * largest_item > float(tf.float32.max):
@@ -106,67 +121,54 @@ def _embed_queries(
 
 
 def _largest_norm(vectors: tf.Tensor, argument: str) -> float:
-    bad = ~np.isfinite(vectors.numpy()).all(axis=1)
+    rows = vectors.numpy()
+    # In float64 no square of a float32 overflows.
+    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+    bad = ~np.isfinite(norms)
     if bad.any():
         raise bad_input(
             argument, "finite numbers", f"NaN or infinity in {bad.sum()} of {len(bad)} vectors"
         )
-    return float(tf.reduce_max(tf.norm(tf.cast(vectors, tf.float64), axis=1)))
+    return float(norms.max())
 
 
-def _select(
-    queries: tf.Tensor, vectors: tf.Tensor, pairs: Pairs, seen: Pairs, num_items: int, k: int
+def _without(
+    pairs: Pairs,
+    seen: Pairs,
+    scores: np.ndarray,
+    rows: np.ndarray,
+    *,
+    marks: np.ndarray,
+    k: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the scores of the pairs [P], and the k best other items: scores and rows [q, k]."""
-    padding = np.indices((len(queries), len(vectors) - num_items)).reshape(2, -1)
-    padding[1] += num_items
-    hidden = np.concatenate([np.stack(pairs), np.stack(seen), padding], axis=1)
-    select = _selector(k, len(vectors))
-    scores, best_scores, best_rows = select(queries, vectors, np.stack(pairs, axis=1), hidden.T)
-    return scores.numpy(), best_scores.numpy(), best_rows.numpy()
+    """Takes the wanted and the hidden items out of the lists.
 
+    Args:
+        pairs: what is wanted of each query of the chunk, sorted.
+        seen: what is hidden from it.
+        scores: [q, length], falling.
+        rows: [q, length].
+        marks: [q or more, N] uint8, all OTHER, and so again afterwards.
+        k: how many others are kept.
 
-@functools.lru_cache(maxsize=8)
-def _selector(k: int, num_columns: int) -> Callable[..., tuple[tf.Tensor, ...]]:
-    cells = tf.TensorSpec([None, 2], tf.int64)
-
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, None]),
-            tf.TensorSpec([num_columns, None]),
-            cells,
-            cells,
-        ]
-    )
-    def select(
-        queries: tf.Tensor, vectors: tf.Tensor, wanted: tf.Tensor, hidden: tf.Tensor
-    ) -> tuple[tf.Tensor, ...]:
-        scores = tf.matmul(queries, vectors, transpose_b=True)
-        wanted_scores = tf.gather_nd(scores, wanted)
-        # Once nothing else reads the matrix, TensorFlow writes into it instead of copying it.
-        with tf.control_dependencies([wanted_scores]):
-            nothing = tf.fill([tf.shape(hidden)[0]], -np.inf)
-            scores = tf.tensor_scatter_nd_update(scores, hidden, nothing)
-        return wanted_scores, *_top_k(scores, k)
-
-    return select
-
-
-def _top_k(scores: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns what `tf.math.top_k` returns, the lower column first among equals, in half the time.
-
-    Only the k blocks of columns with the highest peaks are searched: an item of another block has k
-    items before it, one in each of them.
+    Returns:
+        The scores of the pairs [P], -inf where they are not on a list; and the k best others,
+        scores and rows [q, k], -inf where there are fewer.
     """
-    if k * BLOCK >= scores.shape[1]:
-        return tf.math.top_k(scores, k)
-    blocks = tf.reshape(scores, [-1, scores.shape[1] // BLOCK, BLOCK])
-    best = tf.math.top_k(tf.reduce_max(blocks, axis=2), k).indices
-    # Ascending, so that the order of the columns still decides between equals.
-    best = tf.sort(best, axis=1)
-    searched = tf.gather(blocks, best, axis=1, batch_dims=1)
-    values, place = tf.math.top_k(tf.reshape(searched, [-1, k * BLOCK]), k)
-    return values, tf.gather(best, place // BLOCK, axis=1, batch_dims=1) * BLOCK + place % BLOCK
+    marks[pairs] = WANTED
+    marks[seen] = HIDDEN
+    kinds = np.take_along_axis(marks[: len(rows)], rows, axis=1)
+    marks[pairs] = marks[seen] = OTHER
+    wanted = np.full(len(pairs.rows), -np.inf, np.float32)
+    found = kinds == WANTED
+    codes = np.nonzero(found)[0] * marks.shape[1] + rows[found]
+    wanted[np.searchsorted(pairs.queries * marks.shape[1] + pairs.rows, codes)] = scores[found]
+    others = kinds == OTHER
+    counts = others.sum(axis=1)[:, None]
+    place = np.cumsum(counts)[:, None] - counts + np.arange(k)
+    place[np.arange(k) >= counts] = -1
+    best_scores = np.append(scores[others], np.float32(-np.inf))[place]
+    return wanted, best_scores, np.append(rows[others], 0)[place]
 
 
 def _place_and_rank(

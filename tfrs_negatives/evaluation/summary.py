@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,13 +45,15 @@ class Evaluation:
         metrics: name -> value.
         counts: num_queries, num_skipped_queries (all their items are excluded), num_pairs,
             num_excluded_pairs, and with a training log num_head_pairs and so on.
-        per_query: `recall_at_k` -> [num_queries] float32 for paired tests, in the order of
-            `test.queries()` without the skipped queries.
+        per_query: `recall_at_k` and `ndcg_at_k` -> [num_queries] float32 for paired tests, in the
+            order of `test.queries()` without the skipped queries.
+        query_features: name -> [num_queries, ...], the features of these queries.
     """
 
     metrics: dict[str, float]
     counts: dict[str, int]
     per_query: dict[str, np.ndarray]
+    query_features: Mapping[str, np.ndarray]
 
 
 def summarize(held_out: HeldOut, ranks: Ranks, *, item_counts: np.ndarray | None) -> Evaluation:
@@ -61,7 +64,8 @@ def summarize(held_out: HeldOut, ranks: Ranks, *, item_counts: np.ndarray | None
         ranks: where their P items stand.
         item_counts: [N], training events per item; None leaves the metrics of popularity out.
     """
-    evaluation = Evaluation({}, _counts(held_out, ranks, item_counts), {})
+    counts = _counts(held_out, ranks, item_counts)
+    evaluation = Evaluation({}, counts, {}, held_out.query_features)
     for k, recommended in ranks.recommended.items():
         values = query_metrics(ranks, k)
         means = {name: value.mean() for name, value in values.items()}
@@ -71,7 +75,8 @@ def summarize(held_out: HeldOut, ranks: Ranks, *, item_counts: np.ndarray | None
             means["mean_popularity"] = np.average(item_counts, weights=recommended)
             means |= _slice_recalls(ranks, popularity_slices(item_counts), k)
         evaluation.metrics.update({f"{n}_at_{k}": float(mean) for n, mean in means.items()})
-        evaluation.per_query[f"recall_at_{k}"] = values["recall"].astype(np.float32)
+        for name in ("recall", "ndcg"):
+            evaluation.per_query[f"{name}_at_{k}"] = values[name].astype(np.float32)
     return evaluation
 
 

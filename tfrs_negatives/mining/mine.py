@@ -227,7 +227,7 @@ class _Searcher:
         """Returns the queries begin to end - 1."""
         features = {name: column[begin:end] for name, column in self.queries.features.items()}
         vectors = check_vectors(self.index.embed_query(features), self.index.backend.width)
-        pairs = self.queries.positives.between(begin, end)
+        pairs = self.queries.positives.of(np.arange(begin, end))
         lengths = np.bincount(pairs.queries, minlength=end - begin)
         # The mean score is the score of the mean vector, which needs no vector for each pair.
         shape = (end - begin, len(self.item_vectors))

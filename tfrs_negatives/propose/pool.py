@@ -94,7 +94,9 @@ def _join(
         counts = tf.concat(own, axis=-1)
     weights = _log_weights(proposals, widths, context)
     last = max((n for n, c in enumerate(candidates, 1) if not c.stale), default=0)
-    num_fresh = tf.reduce_sum(tf.concat([[0], *widths[:last]], axis=0))
+    num_fresh = None
+    if last < len(candidates):
+        num_fresh = tf.reduce_sum(tf.concat([[0], *widths[:last]], axis=0))
     return CandidatePool(
         ids, vectors, filled, own_rows, origin, counts, positives, weights, num_fresh
     )

@@ -131,12 +131,14 @@ class Affinity(tf.keras.layers.Layer):
             scores = tf.reduce_max(scores, axis=1)
         if self.item_bias is not None:
             scores += self.item_bias(pool.ids)
-        return Logits(self.positives(context), scores, tf.ones_like(scores, tf.bool))
+        return Logits(self.positives(queries, context), scores, tf.ones_like(scores, tf.bool))
 
     def queries(self, context: StepContext) -> tf.Tensor:
         """Returns the queries, [B, D] or [B, H, D], divided by the temperature."""
         # Dividing [B, D] here spares a pass over [B, C] there.
-        return self._on_sphere(context.query_embeddings) / self.temperature
+        queries = self._on_sphere(context.query_embeddings)
+        bare = self.log_temperature is None and self.initial_temperature == 1
+        return queries if bare else queries / self.temperature
 
     def columns(self, pool: CandidatePool) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns vectors [C, D] and a bias [C], so that score = <query, vector> + bias."""
@@ -145,9 +147,9 @@ class Affinity(tf.keras.layers.Layer):
             return vectors, tf.zeros(tf.shape(pool.ids))
         return vectors, self.item_bias(pool.ids)
 
-    def positives(self, context: StepContext) -> tf.Tensor:
-        """Returns the score of each row's positive, [B] float32."""
-        queries, positives = self.queries(context), self._on_sphere(context.positive_embeddings)
+    def positives(self, queries: tf.Tensor, context: StepContext) -> tf.Tensor:
+        """Returns the score of each row's positive, [B] float32, for what `queries` returned."""
+        positives = self._on_sphere(context.positive_embeddings)
         if queries.shape.rank == 2:
             own = tf.reduce_sum(queries * positives, axis=-1)
         else:

@@ -56,8 +56,8 @@ def build_context(
     own_rows = tf.where((own_rows >= 0) & (own_rows < num_rows), own_rows, -1)
     return StepContext(
         query_embeddings=queries,
-        positive_embeddings=candidates[:num_rows],
-        positive_ids=ids[:num_rows],
+        positive_embeddings=_first(candidates, queries),
+        positive_ids=_first(ids, queries),
         item_embeddings=all_rows(candidates),
         item_ids=all_rows(ids),
         own_rows=own_rows,
@@ -69,6 +69,13 @@ def build_context(
         encode_items=encode_items or _no_item_tower,
         encode_probes=_without_training(encode_items or _no_item_tower),
     )
+
+
+def _first(columns: tf.Tensor, queries: tf.Tensor) -> tf.Tensor:
+    """Returns as many rows as there are queries."""
+    if columns.shape[0] is not None and columns.shape[0] == queries.shape[0]:
+        return columns
+    return columns[: tf.shape(queries)[0]]
 
 
 def _keys(candidate_ids: tf.Tensor | None, candidates: tf.Tensor) -> tf.Tensor:

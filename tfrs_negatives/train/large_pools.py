@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
@@ -48,7 +48,10 @@ def chunked_log_sum_exp(
     keep: KeepBlock | None,
     origin: tf.Tensor,
     block_width: int,
+    own_rows: tf.Tensor | None = None,
     stale_from: tf.Tensor | int | None = None,
+    learns_shift: bool = True,
+    byte_budget: int = 0,
 ) -> tuple[Margin, tf.Tensor]:
     """`masked_log_sum_exp` of logits that are never there all at once.
 
@@ -56,9 +59,10 @@ def chunked_log_sum_exp(
 
     Blocks of columns pass one after the other. The forward pass carries along, for each row, the
     largest logit, the sum, and the weighted sum of the columns, which is the gradient of the
-    query. The backward pass computes each block once more, for the gradients of its columns. The
-    memory is O(B block_width + C D), the work four matrix products instead of three. There is no
-    second derivative.
+    query. The backward pass needs the weights of each block for the gradients of its columns. Those
+    of all blocks are remembered where they fit the budget; else it computes each block once more:
+    the memory is O(B block_width + C D), the work four matrix products instead of three. There is
+    no second derivative.
 
     Args:
         queries: [B, D] float32, already divided by the temperature. D is static.
@@ -71,8 +75,13 @@ def chunked_log_sum_exp(
         origin: [B] float32, subtracted.
         block_width: columns of a block, see `columns_within`. The last one has the rest, which
             may be none.
+        own_rows: [C] int32, the row whose positive each column is, which does not count there; -1
+            for nobody's. None: there is none.
         stale_from: from this column on neither the columns nor their shift get a gradient, and the
-            backward pass leaves them out. None gives one to all.
+            backward pass leaves them out, and computes the others once more. None gives one to all.
+        learns_shift: whether the shift gets a gradient; without, the products are faster.
+        byte_budget: bytes that the logits of all columns may take, 4 each, for the weights to be
+            remembered.
 
     Returns:
         Whether each row has any kept column, and the value; and how many columns were kept over all
@@ -100,18 +109,30 @@ def chunked_log_sum_exp(
 
     @tf.custom_gradient
     def reduce(queries: tf.Tensor, columns: tf.Tensor, shift: tf.Tensor) -> tuple[Any, Any]:
-        blocks = _Blocks(queries, columns, shift, keep, block_width)
-        peak, total, weighted, num_kept = blocks.reduce()
+        fits = _fits(queries, columns, byte_budget) if stale_from is None else False
+        blocks = _Blocks(
+            queries,
+            columns,
+            shift,
+            keep,
+            own_rows,
+            width=block_width,
+            remembers=fits,
+            learns_shift=learns_shift,
+        )
+        sums, remembered = blocks.reduce()
+        peak, total, weighted, num_kept = sums
         some = _any_kept(peak, total)
         total = tf.where(some, total, 1.0)
 
         def gradient(_peak: tf.Tensor, upstream: tf.Tensor, _kept: tf.Tensor) -> list[tf.Tensor]:
             # Divided by the total here, where it is [B], and not in each block.
             scale = tf.where(some, upstream / total, 0.0)[:, None]
-            by_column = blocks.column_gradients(peak, scale, stale_from)
-            gradients = scale * weighted, by_column[:, :-1], by_column[:, -1]
+            by_column = blocks.column_gradients(peak, scale, stale_from, remembered)
+            of_shift = by_column[:, -1] if learns_shift else None
+            gradients = scale * weighted, by_column[:, : queries.shape[1]], of_shift
             # A second derivative would take the sums above for constants.
-            return [tf.raw_ops.PreventGradient(input=g, message=NO_SECOND) for g in gradients]
+            return [g if g is None else _prevent_second(g) for g in gradients]
 
         return (peak, tf.math.log(total), num_kept), gradient
 
@@ -122,13 +143,54 @@ def chunked_log_sum_exp(
     return Margin(some, value), tf.stop_gradient(num_kept)
 
 
+def _prevent_second(gradient: tf.Tensor) -> tf.Tensor:
+    return tf.raw_ops.PreventGradient(input=gradient, message=NO_SECOND)
+
+
+def _fits(queries: tf.Tensor, columns: tf.Tensor, byte_budget: int) -> tf.Tensor | bool:
+    num_rows, num_columns = _length(queries), _length(columns)
+    if isinstance(num_rows, int) and isinstance(num_columns, int):
+        return 4 * num_rows * num_columns <= byte_budget
+    return 4 * tf.cast(num_rows, tf.int64) * tf.cast(num_columns, tf.int64) <= byte_budget
+
+
 def _any_kept(peak: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
     # A maximum may pass over what is not a number; that must not end as a loss of 0.
     return (peak > LOWEST) | tf.math.is_nan(total)
 
 
+class _Sums(NamedTuple):
+    """Of each row: the largest logit [B], the sum of exp(logit - peak) [B], that sum weighted by
+    column [B, D]; and the number of kept columns over all rows.
+    """
+
+    peak: tf.Tensor
+    total: tf.Tensor
+    weighted: tf.Tensor
+    num_kept: tf.Tensor
+
+
+class _Remembered(NamedTuple):
+    """What the backward pass finds of the forward pass. Where it does not fit, it has no rows."""
+
+    weights: tf.TensorArray
+    peaks: tf.TensorArray
+    weights_of_rest: tf.Tensor
+
+
 class _Blocks:
-    """The two passes over the blocks. Full blocks have a static width; the rest is one more."""
+    """The two passes over the blocks. Full blocks have a static width; the rest is one more.
+
+    Args:
+        queries: [B, D].
+        columns: [C, D].
+        shift: [C].
+        keep: see `chunked_log_sum_exp`.
+        own_rows: [C] or None.
+        width: of a full block.
+        remembers: whether the weights of all blocks fit, a bool or a scalar.
+        learns_shift: whether the shift has a gradient.
+    """
 
     def __init__(
         self,
@@ -136,99 +198,139 @@ class _Blocks:
         columns: tf.Tensor,
         shift: tf.Tensor,
         keep: KeepBlock | None,
+        own_rows: tf.Tensor | None,
+        *,
         width: int,
+        remembers: tf.Tensor | bool,
+        learns_shift: bool,
     ) -> None:
-        self.columns, self.shift, self.keep = columns, shift, keep
+        self.columns, self.shift, self.keep, self.own_rows = columns, shift, keep, own_rows
         # XLA compiles the loop for full blocks also where it never runs.
         self.width = min(width, max(columns.shape[0] or width, 1))
         # One more dimension carries the shift, and its gradient, through the products.
+        self.bare_queries = queries
         self.queries = tf.concat([queries, tf.ones_like(queries[:, :1])], axis=1)
+        self.remembers, self.learns_shift = remembers, learns_shift
 
-    def reduce(self) -> tuple[tf.Tensor, ...]:
-        """Returns peak [B], sum of exp(logit - peak) [B], that sum weighted by column [B, D], and
-        the number of kept columns.
+    def reduce(self) -> tuple[_Sums, _Remembered]:
+        """Returns the sums over all columns, and what is remembered.
 
         The sums of a row of which nothing is kept are without meaning.
         """
         empty = tf.zeros_like(self.queries[:, 0])
-        state = empty + LOWEST, empty, tf.zeros_like(self.queries[:, :-1]), tf.zeros([])
+        nothing = _Sums(empty + LOWEST, empty, tf.zeros_like(self.bare_queries), tf.zeros([]))
         full, rest = self._split(_length(self.columns))
-        _, *state = tf.while_loop(
-            lambda number, *_: number < full,
-            lambda number, *state: (
-                number + 1,
-                *self._add(number * self.width, self.width, *state),
-            ),
-            (0, *state),
-            parallel_iterations=1,
-        )
-        return self._add(full * self.width, rest, *state)
+        rows = self.queries.shape[0] if self.remembers is True else None
+        weights = _array(full, [rows, self.width])
+        peaks = _array(full, [self.queries.shape[0]])
+
+        def add(number: tf.Tensor, sums: _Sums, weights: Any, peaks: Any) -> tuple[Any, ...]:
+            sums, of_block = self._add(number * self.width, self.width, sums)
+            return sums, weights.write(number, of_block), peaks.write(number, sums.peak)
+
+        sums, weights, peaks = _repeat(full, add, (nothing, weights, peaks))
+        if _is_zero(rest):
+            return sums, _Remembered(weights, peaks, self.queries[:, :0])
+        sums, of_rest = self._add(full * self.width, rest, sums)
+        return sums, _Remembered(weights, peaks, of_rest)
 
     def _add(
-        self,
-        start: tf.Tensor,
-        width: tf.Tensor | int,
-        peak: tf.Tensor,
-        total: tf.Tensor,
-        weighted: tf.Tensor,
-        num_kept: tf.Tensor,
-    ) -> tuple[tf.Tensor, ...]:
+        self, start: tf.Tensor, width: tf.Tensor | int, before: _Sums
+    ) -> tuple[_Sums, tf.Tensor]:
         columns, logits, kept = self._block(start, width)
         if kept is not None:
             logits = tf.where(kept, logits, LOWEST)
-        counted = tf.ones_like(logits) if kept is None else tf.cast(kept, tf.float32)
-        exists = tf.cast(tf.slice(self.shift, [start], [width]) > -math.inf, tf.float32)
-        num_kept += tf.reduce_sum(tf.linalg.matvec(counted, exists))
         # While nothing was kept the weights are exp(0); they fade to 0 at the first kept logit.
-        higher = tf.maximum(peak, tf.reduce_max(logits, axis=1))
-        fade = tf.exp(peak - higher)
-        weights = tf.exp(logits - higher[:, None])
-        total = total * fade + tf.reduce_sum(weights, axis=1)
-        weighted = weighted * fade[:, None] + tf.matmul(weights, columns)
-        return higher, total, weighted, num_kept
+        peak = tf.maximum(before.peak, tf.reduce_max(logits, axis=1))
+        fade = tf.exp(before.peak - peak)
+        weights = tf.exp(logits - peak[:, None])
+        sums = _Sums(
+            peak,
+            before.total * fade + tf.reduce_sum(weights, axis=1),
+            before.weighted * fade[:, None] + tf.matmul(weights, columns),
+            before.num_kept + self._count(start, width, kept),
+        )
+        return sums, _either(self.remembers, lambda: weights, lambda: weights[:0])
+
+    def _count(self, start: tf.Tensor, width: tf.Tensor | int, kept: tf.Tensor | None) -> tf.Tensor:
+        exists = tf.cast(tf.slice(self.shift, [start], [width]) > -math.inf, tf.float32)
+        if kept is None:
+            num_rows = tf.cast(tf.shape(self.queries)[0], tf.float32)
+            return num_rows * tf.reduce_sum(exists) - tf.reduce_sum(
+                exists * tf.cast(self._own(start, width) >= 0, tf.float32)
+            )
+        return tf.reduce_sum(tf.linalg.matvec(tf.cast(kept, tf.float32), exists))
 
     def column_gradients(
-        self, peak: tf.Tensor, scale: tf.Tensor, stale_from: tf.Tensor | int | None
+        self,
+        peak: tf.Tensor,
+        scale: tf.Tensor,
+        stale_from: tf.Tensor | int | None,
+        remembered: _Remembered,
     ) -> tf.Tensor:
-        """Returns [C, D + 1]: sum over the rows of scale_i exp(logit_ij - peak_i) (query_i, 1)."""
-        queries = self.queries * scale
+        """Returns [C, D + 1]: sum over the rows of scale_i exp(logit_ij - peak_i) (query_i, 1).
+
+        [C, D] where the shift does not learn.
+        """
+        # A product of D columns is much faster than one of D + 1.
+        queries = (self.queries if self.learns_shift else self.bare_queries) * scale
         num_columns = _length(self.columns)
         fresh = num_columns if stale_from is None else stale_from
         full, rest = self._split(fresh)
 
-        def of_block(start: tf.Tensor, width: tf.Tensor | int) -> tf.Tensor:
+        def again(start: tf.Tensor, width: tf.Tensor | int) -> tf.Tensor:
             _, logits, kept = self._block(start, width)
             weights = tf.exp(logits - peak[:, None])
             if kept is not None:
                 weights = tf.where(kept, weights, 0.0)
             return tf.matmul(weights, queries, transpose_a=True)
 
-        size = queries.shape[1]
-        blocks = tf.TensorArray(tf.float32, full, element_shape=[self.width, size])
-        _, blocks = tf.while_loop(
-            lambda number, _: number < full,
-            lambda number, done: (
-                number + 1,
-                done.write(number, of_block(number * self.width, self.width)),
-            ),
-            (0, blocks),
-            parallel_iterations=1,
-        )
-        first = tf.reshape(blocks.stack(), [-1, size])
-        stale = tf.zeros([num_columns - fresh, size])
-        return tf.concat([first, of_block(full * self.width, rest), stale], axis=0)
+        def of_block(number: tf.Tensor | int) -> tf.Tensor:
+            def from_memory() -> tf.Tensor:
+                fade = tf.exp(remembered.peaks.read(number) - peak)[:, None]
+                return tf.matmul(remembered.weights.read(number), queries * fade, transpose_a=True)
+
+            start = number * self.width
+            return _either(self.remembers, from_memory, lambda: again(start, self.width))
+
+        def of_rest() -> tf.Tensor:
+            return _either(
+                self.remembers,
+                lambda: tf.matmul(remembered.weights_of_rest, queries, transpose_a=True),
+                lambda: again(full * self.width, rest),
+            )
+
+        parts = [_stacked(full, of_block, [self.width, queries.shape[1]])]
+        parts += [] if _is_zero(rest) else [of_rest()]
+        parts += [] if stale_from is None else [tf.zeros([num_columns - fresh, queries.shape[1]])]
+        return tf.concat(parts, axis=0)
 
     def _block(
         self, start: tf.Tensor, width: tf.Tensor | int
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
         """Returns columns [w, D], logits [B, w], and which of them are kept, [B, w] or None."""
-        start = tf.convert_to_tensor(start)
         columns = tf.slice(self.columns, [start, 0], [width, self.columns.shape[1]])
         shift = tf.slice(self.shift, [start], [width])
         logits = tf.matmul(
             self.queries, tf.concat([columns, shift[:, None]], axis=1), transpose_b=True
         )
-        return columns, logits, None if self.keep is None else self.keep(start, logits)
+        own = self._own(start, width)
+        if logits.shape[0] in (None, 0):
+            # A replica without rows has no cell to write.
+            own = own[: tf.minimum(tf.shape(logits)[0], 1) * tf.shape(own)[0]]
+        cells = tf.stack([tf.maximum(own, 0), tf.range(tf.shape(own)[0])], axis=1)
+        kept = None if self.keep is None else self.keep(start, logits)
+        # Writes w cells where a comparison with all rows would pass over [B, w].
+        if kept is not None:
+            others = tf.tensor_scatter_nd_update(kept, cells, tf.gather_nd(kept, cells) & (own < 0))
+            return columns, logits, others
+        bound = tf.where(own >= 0, LOWEST, math.inf)
+        return columns, tf.tensor_scatter_nd_min(logits, cells, bound), None
+
+    def _own(self, start: tf.Tensor, width: tf.Tensor | int) -> tf.Tensor:
+        if self.own_rows is None:
+            return tf.fill([width], -1)
+        return tf.slice(self.own_rows, [start], [width])
 
     def _split(self, num_columns: tf.Tensor | int) -> tuple[tf.Tensor | int, tf.Tensor | int]:
         """Returns the number of full blocks and the width of the rest, static where it can be."""
@@ -239,3 +341,46 @@ class _Blocks:
 def _length(tensor: tf.Tensor) -> tf.Tensor | int:
     static = tensor.shape[0]
     return tf.shape(tensor)[0] if static is None else static
+
+
+def _array(size: tf.Tensor | int, shape: Sequence[int | None]) -> tf.TensorArray:
+    # Known where it can be, which XLA and an array without elements need.
+    return tf.TensorArray(
+        tf.float32, size, element_shape=shape, infer_shape=False, clear_after_read=False
+    )
+
+
+def _repeat(times: tf.Tensor | int, body: Callable[..., Any], state: tuple[Any, ...]) -> Any:
+    """Does `state = body(number, *state)` for each number below `times`."""
+    if isinstance(times, int) and times <= 1:
+        return body(0, *state) if times else state
+    _, *state = tf.while_loop(
+        lambda number, *_: number < times,
+        lambda number, *state: (number + 1, *body(number, *state)),
+        (0, *state),
+        parallel_iterations=1,
+    )
+    return state
+
+
+def _stacked(
+    times: tf.Tensor | int, part: Callable[[Any], tf.Tensor], shape: list[int]
+) -> tf.Tensor:
+    """Returns the parts [w, D] of each number below `times`, one below the other."""
+    if isinstance(times, int) and times == 1:
+        return part(0)
+    parts = _array(times, shape)
+    (parts,) = _repeat(times, lambda number, done: (done.write(number, part(number)),), (parts,))
+    return tf.reshape(parts.stack(), [-1, shape[1]])
+
+
+def _is_zero(size: tf.Tensor | int) -> bool:
+    return isinstance(size, int) and size == 0
+
+
+def _either(
+    condition: tf.Tensor | bool, yes: Callable[[], tf.Tensor], no: Callable[[], tf.Tensor]
+) -> tf.Tensor:
+    if isinstance(condition, bool):
+        return yes() if condition else no()
+    return tf.cond(condition, yes, no)

@@ -93,7 +93,7 @@ class Scorer(NamedTuple):
         return correct_logits(scores, pool, policy=self.policy, strength=self.strength)
 
     def margin_in_blocks(
-        self, pool: CandidatePool, context: StepContext, *, block_width: int
+        self, pool: CandidatePool, context: StepContext, *, block_width: int, byte_budget: int
     ) -> tuple[Margin, tf.Tensor]:
         """The log-sum of shared columns, a block of them at a time.
 
@@ -101,12 +101,14 @@ class Scorer(NamedTuple):
             pool: C shared columns.
             context: the step.
             block_width: how many columns at a time.
+            byte_budget: within which the weights of all are remembered for the gradient.
 
         Returns:
             The margin of each row, and how many columns counted over all rows.
         """
         vectors, bias = self.affinity.columns(pool)
-        positive = self.affinity.positives(context)
+        queries = self.affinity.queries(context)
+        positive = self.affinity.positives(queries, context)
         alone = self.correct(Logits(positive, bias[None, :], tf.constant(True)), pool)
         # An empty slot is left out by its shift, which costs no pass over [B, C].
         shift = tf.where(pool.filled, alone.negatives[0], -math.inf)
@@ -120,17 +122,20 @@ class Scorer(NamedTuple):
             before = logits + tf.slice(correction, [start], [width])
             scores = Logits(own_score, before, tf.constant(True))
             masks = [mask.keep(scores, block, context) for mask in self.masks]
-            kept = functools.reduce(tf.logical_and, [*masks, _not_own(block, logits)])
+            kept = functools.reduce(tf.logical_and, masks, tf.ones_like(logits, tf.bool))
             of_block = Logits(own, logits, kept, positive_score=own_score, scores=before)
             return self.filter(of_block, context).keep
 
         return chunked_log_sum_exp(
-            self.affinity.queries(context),
+            queries,
             vectors,
             shift,
-            keep=keep,
+            keep=keep if self.masks or self.filters else None,
             origin=alone.positive,
             block_width=block_width,
+            own_rows=pool.own_rows,
+            byte_budget=byte_budget,
+            learns_shift=self.affinity.item_bias is not None,
             # An item bias learns from stale columns too.
             stale_from=pool.num_fresh if self.affinity.item_bias is None else None,
         )
@@ -168,7 +173,9 @@ def loss_within_budget(
 
     def in_blocks() -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         width = _block_width(context.query_embeddings, byte_budget)
-        shared, num_kept = scorer.margin_in_blocks(pools[0], context, block_width=width)
+        shared, num_kept = scorer.margin_in_blocks(
+            pools[0], context, block_width=width, byte_budget=byte_budget
+        )
         if len(pools) == 1:
             return loss.of_margins(shared, None), shared.some, num_kept
         own = scorer.logits(pools[1:], context)
@@ -176,21 +183,7 @@ def loss_within_budget(
         num_kept += tf.reduce_sum(tf.cast(own.keep, tf.float32))
         return loss.of_margins(shared, margin), shared.some | margin.some, num_kept
 
-    if pools[0].ids.shape.rank == 2:
-        return at_once()
-    rows, columns = context.query_embeddings.shape[0], pools[0].ids.shape[0]
-    fits = None not in (rows, columns) and 4 * rows * columns <= byte_budget
-    return at_once() if fits else in_blocks()
-
-
-def _not_own(block: CandidatePool, logits: tf.Tensor) -> tf.Tensor:
-    """Returns [B, w] bool: whether the column is not the row's own positive."""
-    # Most blocks hold nobody's positive, and one comparison is a pass over [B, w].
-    return tf.cond(
-        tf.reduce_any(block.own_rows >= 0),
-        lambda: block.own_rows != tf.range(tf.shape(logits)[0])[:, None],
-        lambda: tf.ones_like(logits, tf.bool),
-    )
+    return at_once() if pools[0].ids.shape.rank == 2 else in_blocks()
 
 
 def _block_width(queries: tf.Tensor, byte_budget: int) -> int:

@@ -70,10 +70,10 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         similarity: "dot" or "cosine".
         learn_temperature: train the temperature, starting at `temperature`.
         item_bias: an `ItemBias` that is part of the score.
-        logits_budget: bytes that the logits may take at once, 4 each. Beyond, and where the number
-            of rows is not known in advance, the loss is computed in blocks of columns, with the
-            same result and rather faster, where it needs no single logit: no miner that compares
-            columns, no batch metric, no `score_mask`, one vector per query, a softmax loss.
+        logits_budget: bytes that the logits may take at once, 4 each. A loss that needs no single
+            logit (no miner that compares columns, no batch metric, no `score_mask`, one vector per
+            query, a softmax loss) is computed in blocks of columns; beyond the budget each block
+            twice, with the same result. Such a loss has no second derivative.
         reduction: "mean" over the batch, or "sum", which gives the numbers of TFRS.
         seed: of every draw; two runs with one seed agree.
 
@@ -110,7 +110,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         similarity: Similarity = "dot",
         learn_temperature: bool = False,
         item_bias: ItemBias | None = None,
-        logits_budget: int = 2**24,
+        logits_budget: int = 2**27,
         reduction: Reduction = "mean",
         seed: int = 0,
         **kwargs: Any,
@@ -223,8 +223,10 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
                 shape.
         """
         self._check_call(score_mask, candidate_ids, training)
-        # Data of unknown length end inside a step: without a batch nothing may count or draw.
-        with tf.control_dependencies([query_embeddings, candidate_embeddings]):
+        # Data of unknown length end inside a step: without a batch nothing may count or draw. Where
+        # it waits for the embeddings, TensorFlow cannot fuse the last layers of the towers.
+        given = [query_embeddings, candidate_embeddings]
+        with tf.control_dependencies(given if candidate_ids is None else [candidate_ids]):
             step = self.step + int(bool(training))
         context = build_context(
             query_embeddings,
