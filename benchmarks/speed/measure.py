@@ -24,6 +24,8 @@ Quantity = Literal["speed", "time", "memory"]
 TOLERANCE = 0.8
 """The share of a committed ratio below which a new one is a regression."""
 
+REST = 0.02
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -117,6 +119,7 @@ def time_in_turn(
     turns: int,
     warm_up: int,
     clock: Callable[[], float] = time.perf_counter,
+    rest: float = REST,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Calls each once per turn.
 
@@ -125,6 +128,8 @@ def time_in_turn(
         turns: how often each is timed.
         warm_up: how many turns before are not timed.
         clock: tells the seconds.
+        rest: seconds to wait before each call: threads of the one before that read ahead or spin
+            would be its neighbours.
 
     Returns:
         name -> the seconds of each turn, and name -> its last result.
@@ -138,6 +143,7 @@ def time_in_turn(
     results = {}
     for turn in range(warm_up + turns):
         for name, call in calls.items():
+            time.sleep(rest)
             began = clock()
             results[name] = call()
             elapsed = clock() - began

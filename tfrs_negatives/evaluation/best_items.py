@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
+import os
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -48,9 +50,11 @@ def _by_scann(vectors: np.ndarray) -> BestItems:
     searcher = builder.score_brute_force(quantize=False).build()
 
     def search(queries: tf.Tensor, length: int) -> tuple[np.ndarray, np.ndarray]:
-        # A single query goes another way, on which equal vectors may differ in the last bit.
-        pair = np.resize(queries.numpy(), (max(2, len(queries)), queries.shape[1]))
-        rows, scores = searcher.search_batched_parallel(pair, final_num_neighbors=length)
+        # One part for each thread: of more, some would wait for the last. A part of a single query
+        # goes another way, on which equal vectors may differ in the last bit.
+        size = max(2, math.ceil(len(queries) / (os.cpu_count() or 1)))
+        whole = np.resize(queries.numpy(), (-len(queries) // size * -size, queries.shape[1]))
+        rows, scores = searcher.search_batched_parallel(whole, length, batch_size=size)
         return scores[: len(queries)], rows[: len(queries)]
 
     return search

@@ -85,13 +85,13 @@ def rank_held_out(
 
 
 def _chunks(held_out: HeldOut, size: int) -> list[np.ndarray]:
-    """Cuts the queries into chunks of similar numbers of wanted and hidden items."""
+    """Cuts the queries into equal chunks of similar numbers of wanted and hidden items."""
     counts = [
         np.bincount(p.queries, minlength=held_out.num_queries)
         for p in (held_out.relevant, held_out.seen)
     ]
     order = np.argsort(sum(counts), kind="stable")
-    return [order[begin : begin + size] for begin in range(0, len(order), size)]
+    return np.array_split(order, -(-len(order) // size))
 
 
 def _most_of_one_query(pairs: Pairs, seen: Pairs) -> int:
