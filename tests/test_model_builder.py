@@ -9,6 +9,7 @@ from tfrs_negatives.config import load_config
 from tfrs_negatives.datasets import Interactions, RetrievalData
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.model_builder import build_batches, build_model
+from tfrs_negatives.types import InputError
 
 SMALL = ["model.embedding_dim=2", "model.hidden=[4]", "model.output_dim=2"]
 
@@ -65,3 +66,35 @@ def test_a_curriculum_of_ones_own(data):
     config = load_config(overrides=["batches.order=clustered", *keys])
     batches = build_batches(config, data, item_key="item_id")
     assert [batches.cluster_size(epoch) for epoch in range(5)] == [3, 3, 5, 5, 5]
+
+
+BARE = ["model.hidden=[]", "model.output_dim=null", "model.embedding_dim=4"]
+
+
+def test_the_learning_rate_falls_to_nothing_over_all_epochs(data):
+    keys = ["train.schedule=cosine", "train.epochs=3", "train.batch_size=50"]
+    optimizer = build_model(load_config(overrides=[*BARE, *keys]), data).optimizer
+    schedule = optimizer._learning_rate
+    # 200 events are 4 steps an epoch.
+    rates = [float(schedule(step)) for step in (0, 6, 12)]
+    assert rates == pytest.approx([0.003, 0.0015, 0.0])
+
+
+def test_rows_of_length_1(data):
+    model = build_model(load_config(overrides=[*BARE, "train.unit_rows=true"]), data)
+    model.fit(data.train.dataset(50, item_key="item_id"), verbose=0)
+    for tower in (model.query_tower, model.item_tower):
+        (table,) = tower.trainable_variables
+        lengths = np.linalg.norm(table.numpy(), axis=1)
+        # All but the rows of the unknown and of the padding.
+        assert np.isclose(lengths, 1, atol=1e-5).sum() == len(lengths) - 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["model.hidden=[4]", "model.output_dim=4", "model.similarity=dot", "train.optimizer=adagrad"],
+)
+def test_rows_of_length_1_are_refused_elsewhere(data, wrong):
+    config = load_config(overrides=[*BARE, "train.unit_rows=true", wrong])
+    with pytest.raises(InputError, match=r"train\.unit_rows"):
+        build_model(config, data)

@@ -38,6 +38,33 @@ def test_rows_with_a_gradient_take_the_step_of_adam(options, in_graph):
     np.testing.assert_array_equal(table.numpy()[[2, 5]], TABLE[[2, 5]])
 
 
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_unit_rows_end_each_step_at_length_1(in_graph):
+    table, optimizer = tf.Variable(TABLE), SparseAdam(0.1, unit_rows=True)
+    optimizer.build([table])
+    run = tf.function(apply_sparse) if in_graph else apply_sparse
+    run(optimizer, table)
+    # Adam's moments do not read the row, so its step is that without the sphere.
+    expected = TABLE.copy()
+    for number in range(1, len(ROWS) + 1):
+        steps = [summed(rows, values) for rows, values in zip(ROWS, VALUES, strict=True)]
+        after, before = (
+            reference.adam_rows(np.zeros_like(TABLE), steps[:n], rate=0.1)
+            for n in (number, number - 1)
+        )
+        moved = list(set(ROWS[number - 1]))
+        expected[moved] += (after - before)[moved]
+        expected[moved] /= np.linalg.norm(expected[moved], axis=1, keepdims=True)
+    np.testing.assert_allclose(table, expected, rtol=1e-5, atol=1e-6)
+    lengths = np.linalg.norm(table.numpy(), axis=1)
+    np.testing.assert_allclose(lengths[[0, 1, 3, 4]], 1, rtol=1e-6)
+    np.testing.assert_array_equal(table.numpy()[[2, 5]], TABLE[[2, 5]])
+    bias = tf.Variable([3.0, 4.0])
+    optimizer = SparseAdam(0.1, unit_rows=True)
+    optimizer.apply_gradients([(tf.IndexedSlices([1.0], [0], [2]), bias)])
+    np.testing.assert_allclose(bias, [2.9, 4.0], rtol=1e-5)
+
+
 def test_a_row_without_a_gradient_stays_where_it_is():
     # Adam of Keras moves a row for as long as its moments last.
     moved = {}

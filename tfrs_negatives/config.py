@@ -168,6 +168,13 @@ class TrainConfig(Section):
     batch_size: int = Field(2048, ge=1)
     optimizer: Literal["adagrad", "sparse_adam"] = "sparse_adam"
     learning_rate: float = Field(0.003, gt=0)
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="cosine: the learning rate falls to 0 over all epochs"
+    )
+    unit_rows: bool = Field(
+        False,
+        description="sparse_adam keeps embedding rows at length 1; for a cosine, no layer above",
+    )
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = Field(
         "float32", description="of the towers; scores and losses are float32"

@@ -71,8 +71,7 @@ def build_model(config: RunConfig, data: RetrievalData) -> TwoTower:
             encode_chunk=config.train.encode_chunk,
         )
         # Under mixed_float16 Keras puts loss scaling around the optimizer.
-        optimizer = OPTIMIZERS[config.train.optimizer](config.train.learning_rate)
-        model.compile(optimizer, jit_compile=config.train.jit_compile or None)
+        model.compile(_optimizer(config, data), jit_compile=config.train.jit_compile or None)
     return model
 
 
@@ -112,6 +111,20 @@ def _epochs_per_doubling(config: RunConfig, data: RetrievalData) -> int:
     largest = num_queries / (options.min_clusters * options.cluster_size)
     doublings = max(1, math.ceil(math.log2(max(largest, 1.0))))
     return max(1, config.train.epochs // (doublings + 1))
+
+
+def _optimizer(config: RunConfig, data: RetrievalData) -> tf.keras.optimizers.Optimizer:
+    options, rate = config.train, config.train.learning_rate
+    bare = not config.model.hidden and config.model.output_dim is None
+    on_sphere = bare and config.model.similarity == "cosine" and options.optimizer == "sparse_adam"
+    if options.unit_rows and not on_sphere:
+        rule = "false, but for sparse_adam, a cosine and no layer (hidden=[], output_dim=null)"
+        raise bad_input("train.unit_rows", rule, True)
+    if options.schedule == "cosine":
+        steps = options.epochs * data.train.steps_per_epoch(options.batch_size)
+        rate = tf.keras.optimizers.schedules.CosineDecay(rate, steps)
+    kwargs = {"unit_rows": True} if options.unit_rows else {}
+    return OPTIMIZERS[options.optimizer](rate, **kwargs)
 
 
 @contextmanager

@@ -14,6 +14,15 @@ class SparseAdam(tf.keras.optimizers.Adam):
     whole tables and moves every row at every step, which dominates the time at a million rows.
     Dense variables take the usual step. The arguments are those of `tf.keras.optimizers.Adam`.
 
+    Args:
+        learning_rate: a number or a Keras schedule.
+        unit_rows: whether rows with a gradient end each step at length 1. For embedding tables
+            under a cosine with no layer above them: there only the direction counts, each step is
+            at a right angle to the row and lengthens it, and so all later steps turn it less and
+            less, whatever the learning rate. On the sphere a schedule says how fast a row turns.
+            Tables are variables of two dimensions whose gradient is sparse.
+        name: name of the optimizer.
+
     Raises:
         ValueError: with `amsgrad=True`, which has no lazy form here.
 
@@ -25,13 +34,23 @@ class SparseAdam(tf.keras.optimizers.Adam):
         >>> table.numpy().round(3).tolist()
         [[1.0], [0.5]]
 
-    Source: Kingma and Ba, ICLR 2015, algorithm 1, on the rows of the gradient.
+    Source: Kingma and Ba, ICLR 2015, algorithm 1, on the rows of the gradient; Heo et al., ICLR
+        2021 (AdamP), section 2, for how weights without a scale grow, which is prevented here by
+        putting them back.
     """
 
-    def __init__(self, learning_rate: float = 0.001, *, name: str = "SparseAdam", **kwargs: object):
+    def __init__(
+        self,
+        learning_rate: float | tf.keras.optimizers.schedules.LearningRateSchedule = 0.001,
+        *,
+        unit_rows: bool = False,
+        name: str = "SparseAdam",
+        **kwargs: object,
+    ) -> None:
         if kwargs.get("amsgrad"):
             raise ValueError("`amsgrad`: expected False. Received: True")
         super().__init__(learning_rate, name=name, **kwargs)
+        self.unit_rows = unit_rows
 
     def update_step(self, gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable) -> None:
         """Applies one gradient; Keras has added up duplicate rows of `tf.IndexedSlices` before."""
@@ -48,4 +67,13 @@ class SparseAdam(tf.keras.optimizers.Adam):
         momentum.scatter_update(tf.IndexedSlices(m, rows))
         velocity.scatter_update(tf.IndexedSlices(v, rows))
         change = tf.cast(self.learning_rate, variable.dtype) * scale * m
-        variable.scatter_sub(tf.IndexedSlices(change / (tf.sqrt(v) + self.epsilon), rows))
+        change /= tf.sqrt(v) + self.epsilon
+        if self.unit_rows and variable.shape.rank == 2:
+            moved = tf.math.l2_normalize(tf.gather(variable, rows) - change, axis=1)
+            variable.scatter_update(tf.IndexedSlices(moved, rows))
+        else:
+            variable.scatter_sub(tf.IndexedSlices(change, rows))
+
+    def get_config(self) -> dict[str, object]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "unit_rows": self.unit_rows}
