@@ -229,6 +229,8 @@ class _Blocks:
             return sums, weights.write(number, of_block), peaks.write(number, sums.peak)
 
         sums, weights, peaks = _repeat(full, add, (nothing, weights, peaks))
+        # Where no gradient is asked for nobody reads them, which TensorFlow reports as an error.
+        weights, peaks = weights.identity(), peaks.identity()
         if _is_zero(rest):
             return sums, _Remembered(weights, peaks, self.queries[:, :0])
         sums, of_rest = self._add(full * self.width, rest, sums)
