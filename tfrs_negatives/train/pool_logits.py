@@ -122,7 +122,10 @@ class Scorer(NamedTuple):
             before = logits + tf.slice(correction, [start], [width])
             scores = Logits(own_score, before, tf.constant(True))
             masks = [mask.keep(scores, block, context) for mask in self.masks]
-            kept = functools.reduce(tf.logical_and, masks, tf.ones_like(logits, tf.bool))
+            others = tf.ones_like(logits, tf.bool)
+            if self.filters:  # A miner is not to see the row's own positive among the negatives.
+                others = block.own_rows != tf.range(tf.shape(logits)[0])[:, None]
+            kept = functools.reduce(tf.logical_and, masks, others)
             of_block = Logits(own, logits, kept, positive_score=own_score, scores=before)
             return self.filter(of_block, context).keep
 
