@@ -67,8 +67,10 @@ class KeepOrders(ClusteredBatches):
         self.seen = []
 
     def _batches_of_epoch(self):
+        # At the beginning: what is read ahead may be read when the next epoch is already announced.
+        epoch = self.next_step // self.steps_per_epoch
         for rows in super()._batches_of_epoch():
-            self.seen.append((self.next_step // self.steps_per_epoch, rows.tolist()))
+            self.seen.append((epoch, rows.tolist()))
             yield rows
 
 
