@@ -234,7 +234,7 @@ class HistoryFile(tf.keras.callbacks.Callback):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path, self.rows = path, _read_rows(path)
+        self.path, self.rows = path, read_history(path)
 
     def keep(self, epochs: int) -> None:
         """Forgets the rows after the first `epochs` ones."""
@@ -255,7 +255,16 @@ class HistoryFile(tf.keras.callbacks.Callback):
         write_text(self.path, "\n".join(",".join(line) for line in [names, *lines]) + "\n")
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def read_history(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of a `HistoryFile`, each with the columns that its epoch had.
+
+    Args:
+        path: the file; without one there are no rows.
+
+    Example:
+        >>> read_history(Path("nowhere.csv"))
+        []
+    """
     if not path.is_file():
         return []
     names, *lines = [line.split(",") for line in path.read_text().splitlines()] or [[]]

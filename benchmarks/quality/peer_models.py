@@ -22,8 +22,8 @@ from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.encode.features import infer_features
 from tfrs_negatives.encode.towers import build_tower
 from tfrs_negatives.evaluation import Evaluation, evaluate
-from tfrs_negatives.evaluation.held_out import HeldOut, Pairs, hold_out
-from tfrs_negatives.evaluation.ranks import Ranks
+from tfrs_negatives.evaluation.held_out import HeldOut, hold_out
+from tfrs_negatives.evaluation.ranks import Ranks, rank_lists
 from tfrs_negatives.evaluation.summary import summarize
 from tfrs_negatives.model_builder import OPTIMIZERS
 from tfrs_negatives.types import Features, Similarity
@@ -316,38 +316,17 @@ def rank_by_scores(
     """Ranks the catalogue as `evaluate` does, for a model that has no vectors.
 
     Args:
-        score: query features [q, ...] -> [q, N] float32, which is written to.
+        score: query features [q, ...] -> [q, N] float32.
         held_out: Q queries.
         ks: lengths of lists.
         num_items: N.
     """
-    recommended = {k: np.zeros(num_items, np.int64) for k in sorted(ks)}
-    parts = []
-    for chunk in _chunks(held_out.num_queries):
-        scores = score({name: c[chunk] for name, c in held_out.query_features.items()})
-        wanted, seen = (_part(pairs, chunk) for pairs in (held_out.relevant, held_out.seen))
-        found = scores[wanted.queries, wanted.rows]
-        for hidden in (wanted, seen):
-            scores[hidden.queries, hidden.rows] = -np.inf
-        values, rows = _best(scores, max(ks))
-        order = np.lexsort((wanted.rows, -found, wanted.queries))
-        queries, wanted_rows = wanted.queries, wanted.rows[order]
-        place = np.arange(len(queries)) - np.searchsorted(queries, queries)
-        rank = 1 + place + np.sum(values[queries] >= found[order, None], axis=1)
-        for k, counts in recommended.items():
-            hit = rank <= k
-            room = k - np.bincount(queries[hit], minlength=len(values))
-            others = rows[(np.arange(max(ks)) < room[:, None]) & (values > -np.inf)]
-            np.add.at(counts, np.concatenate([wanted_rows[hit], others]), 1)
-        parts.append((queries + chunk.start, wanted_rows, place, rank))
-    queries, rows, place, rank = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Ranks(Pairs(queries, rows), place, rank, recommended)
 
+    def best(chunk: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        features = {name: c[chunk] for name, c in held_out.query_features.items()}
+        return _best(score(features), length)
 
-def _part(pairs: Pairs, chunk: slice) -> Pairs:
-    """Returns the pairs of a chunk of the queries, which are numbered from 0 there."""
-    begin, end = np.searchsorted(pairs.queries, [chunk.start, chunk.stop])
-    return Pairs(pairs.queries[begin:end] - chunk.start, pairs.rows[begin:end])
+    return rank_lists(best, held_out, ks=sorted(ks), num_items=num_items, chunk_size=ROWS)
 
 
 def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,12 +16,8 @@ tuned (`tfrs_tuned`).
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +29,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tfrs_negatives  # noqa: F401  # isort: skip  (chooses legacy Keras before TensorFlow)
 import numpy as np
 from peer_models import MODELS, Settings, measure
+from run import PACKAGES as OURS
+from run import record
 
 from tfrs_negatives.config import RunConfig, load_config
 from tfrs_negatives.datasets import Interactions, RetrievalData, splits
@@ -41,7 +39,7 @@ from tfrs_negatives.files import write_text
 
 Stages: TypeAlias = Sequence[Sequence[Settings]]
 HERE = Path(__file__).parent
-PACKAGES = ("implicit", "scipy", "tensorflow", "tf_keras", "tensorflow-recommenders", "numpy")
+PACKAGES = ("implicit", "scipy", *OURS)
 HELD_OUT: dict[str, Any] = {"test_fraction": 0.1, "seed": 0}
 
 
@@ -234,16 +232,12 @@ def run_peer(method: str, data: str, seeds: Sequence[int]) -> dict[str, Any]:
         value = run["test"][BENCHMARKS[data].criterion]
         print(f"{method} {data} seed {seed}: {value:.4f}, {run['seconds']:.0f} s", flush=True)
         runs.append(run)
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {n: importlib.metadata.version(n) for n in (*PACKAGES, "tfrs-negatives")},
-        "config": _describe(method, data, config, grid, chosen),
-        "command": f"benchmarks/quality/peers.py {method} --data {data} "
-        f"--seeds {' '.join(map(str, seeds))}",
-        **_summary(runs),
-        "runs": runs,
-    }
+    return record(
+        runs,
+        packages=PACKAGES,
+        config=_describe(method, data, config, grid, chosen),
+        command=f"benchmarks/quality/peers.py {method} --data {data}",
+    )
 
 
 def try_settings(
@@ -309,15 +303,6 @@ def _describe(
         "chosen": chosen,
         "chosen_by": chosen_by,
         "grid": grid,
-    }
-
-
-def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    values = {name: [run["test"][name] for run in runs] for name in runs[0]["test"]}
-    spread = statistics.stdev if len(runs) > 1 else lambda _: None
-    return {
-        "mean": {name: statistics.fmean(value) for name, value in values.items()},
-        "deviation": {name: spread(value) for name, value in values.items()},
     }
 
 

@@ -14,7 +14,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from tfrs_negatives.files import draft_of, write_text
+from tfrs_negatives.files import drafted_file, write_text
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
@@ -58,7 +58,6 @@ def main() -> None:
     groups["ml100k"] = {
         n: r for n, r in results.items() if not any(n in group for group in groups.values())
     }
-    PLOTS.mkdir(exist_ok=True)
     plots = {
         "seconds": _draw("gowalla_seconds.png", groups["gowalla"], _against_seconds),
         "mixed": _draw("mixed_columns.png", groups["ml100k_thesis"], _against_columns),
@@ -125,9 +124,8 @@ def _draw(file: str, results: dict[str, Any], fill: Callable[[Any, dict[str, Any
     fill(axes, results)
     axes.grid(alpha=0.3)
     path = PLOTS / file
-    draft = draft_of(path)
-    figure.savefig(draft, dpi=130, format="png")
-    draft.rename(path)
+    with drafted_file(path, argument="results") as draft:
+        figure.savefig(draft, dpi=130, format="png")
     plt.close(figure)
     return path
 

@@ -9,7 +9,6 @@ where `evaluation.every_epochs` asks for one. `render.py` renders all results.
 """
 
 import argparse
-import csv
 import datetime
 import importlib.metadata
 import json
@@ -17,11 +16,13 @@ import os
 import platform
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from tfrs_negatives.callbacks import read_history
 from tfrs_negatives.config import load_config
 from tfrs_negatives.experiments import train_run
 from tfrs_negatives.files import write_text
@@ -52,29 +53,43 @@ def run(path: Path, seeds: list[int]) -> dict[str, Any]:
             metrics = train_run(config, Path(folder) / "run", callbacks=[bar])
             curve = read_curve(Path(folder) / "run" / "history.csv")
         runs.append({"seed": seed, **metrics, "curve": curve})
-    names = list(runs[0]["test"])
-    values = {name: [r["test"][name] for r in runs] for name in names}
+    return record(
+        runs,
+        packages=PACKAGES,
+        config=load_config(path).model_dump(),
+        command=f"benchmarks/quality/run.py benchmarks/quality/configs/{path.name}",
+    )
+
+
+def record(
+    runs: list[dict[str, Any]], *, packages: Sequence[str], config: dict[str, Any], command: str
+) -> dict[str, Any]:
+    """Returns what a file of results holds.
+
+    Args:
+        runs: one per seed, with `seed` and `test`, the metrics.
+        packages: whose versions matter.
+        config: what was run.
+        command: what gives the same again, without its seeds.
+    """
+    values = {name: [run["test"][name] for run in runs] for name in runs[0]["test"]}
+    spread = statistics.stdev if len(runs) > 1 else lambda _: None
     return {
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "config": load_config(path).model_dump(),
-        "command": f"benchmarks/quality/run.py benchmarks/quality/configs/{path.name} "
-        f"--seeds {' '.join(map(str, seeds))}",
-        "mean": {name: statistics.fmean(values[name]) for name in names},
-        "deviation": {
-            name: statistics.stdev(values[name]) if len(seeds) > 1 else None for name in names
-        },
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "config": config,
+        "command": f"{command} --seeds {' '.join(str(run['seed']) for run in runs)}",
+        "mean": {name: statistics.fmean(value) for name, value in values.items()},
+        "deviation": {name: spread(value) for name, value in values.items()},
         "runs": runs,
     }
 
 
 def read_curve(history: Path) -> dict[str, list[float]]:
     """Returns `epoch` and each recall and nDCG over the evaluated epochs, empty without any."""
-    with history.open() as file:
-        rows = [row for row in csv.DictReader(file) if any(n.startswith("val_") for n in row)]
+    rows = [row for row in read_history(history) if any(n.startswith("val_") for n in row)]
     names = [n for n in (rows[0] if rows else {}) if n.startswith(("val_recall", "val_ndcg"))]
-    rows = [row for row in rows if names and row[names[0]]]
     columns = {n.removeprefix("val_"): [float(row[n]) for row in rows] for n in names}
     return {"epoch": [int(row["epoch"]) for row in rows], **columns} if rows else {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from tfrs_negatives.callbacks import read_history
 from tfrs_negatives.comparison.statistics import QueryScores
 from tfrs_negatives.comparison.variants import Variants, folder_names, with_seed
 from tfrs_negatives.config import RunConfig, load_config
@@ -145,11 +145,13 @@ def read_run(folder: Path, metric: str) -> Run:
     """
     try:
         record = json.loads((folder / "metrics.json").read_text())
-        lines = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
+        lines = read_history(folder / "history.csv")
+        if not lines:
+            raise ValueError("no epoch")
     except (OSError, ValueError) as error:
         raise bad_input("run", "a readable metrics.json and history.csv", folder) from error
     column = f"val_{metric}"
-    curve = {int(line["epoch"]): float(line[column]) for line in lines if line.get(column)}
+    curve = {int(line["epoch"]): float(line[column]) for line in lines if column in line}
     # The last epoch may not be one that was evaluated on the way.
     curve[len(lines)] = record["test"][metric]
     return Run(record["test"], record["seconds_per_epoch"], curve, _read_scores(folder, metric))

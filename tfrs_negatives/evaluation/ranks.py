@@ -8,8 +8,8 @@ others at least as high before it. Users x items is never there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +18,8 @@ from rich.progress import track
 from tfrs_negatives.evaluation.best_items import best_items
 from tfrs_negatives.evaluation.held_out import HeldOut, Pairs
 from tfrs_negatives.types import RetrievalModel, bad_input
+
+BestOfChunk: TypeAlias = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 OTHER, WANTED, HIDDEN = 0, 1, 2
 
@@ -63,16 +65,45 @@ def rank_held_out(
     num_items = len(model.items)
     vectors, largest = _embed_items(model, batch_size)
     search = best_items(vectors)
-    marks = np.zeros((min(batch_size, max(1, byte_budget // num_items)), num_items), np.uint8)
+    return rank_lists(
+        lambda chunk, length: search(_embed_queries(model, held_out, chunk, largest), length),
+        held_out,
+        ks=ks,
+        num_items=num_items,
+        chunk_size=min(batch_size, max(1, byte_budget // num_items)),
+        progress=progress,
+    )
+
+
+def rank_lists(
+    best: BestOfChunk,
+    held_out: HeldOut,
+    *,
+    ks: Sequence[int],
+    num_items: int,
+    chunk_size: int,
+    progress: bool = False,
+) -> Ranks:
+    """Ranks the catalogue for each query, from lists of the best items, however these are found.
+
+    Args:
+        best: (numbers of queries [q], length) -> scores, falling, and rows of the best items of
+            each, [q, length]; equal scores stand in the order of the rows.
+        held_out: Q queries.
+        ks: lengths of lists, ascending, none above the number of items.
+        num_items: N.
+        chunk_size: the most queries at once, for each of which N bytes are taken.
+        progress: whether to show a bar.
+    """
+    marks = np.zeros((chunk_size, num_items), np.uint8)
     recommended = {k: np.zeros(num_items, np.int64) for k in ks}
     parts: list[tuple[np.ndarray, ...]] = []
     chunks = _chunks(held_out, len(marks))
     for chunk in track(chunks, "Ranking the catalogue", disable=not progress):
-        queries = _embed_queries(model, held_out, chunk, largest)
         pairs, seen = held_out.relevant.of(chunk), held_out.seen.of(chunk)
         length = min(num_items, ks[-1] + _most_of_one_query(pairs, seen))
         scores, best_scores, best_rows = _without(
-            pairs, seen, *search(queries, length), marks=marks, k=ks[-1]
+            pairs, seen, *best(chunk, length), marks=marks, k=ks[-1]
         )
         order = np.lexsort((pairs.rows, -scores, pairs.queries))
         pairs = Pairs(pairs.queries, pairs.rows[order])

@@ -44,8 +44,9 @@ def evaluate(
         train: the log that popularity is counted in, whatever is excluded; without it the metrics
             that need popularity are absent.
         batch_size: the most queries or items that go through a tower at once.
-        byte_budget: bytes that the scores of a chunk of queries may take, 4 per query and item (at
-            least one query goes at a time). It changes speed and memory, not the result.
+        byte_budget: bytes that a chunk of queries may take, one per query and item (at least one
+            query goes at a time); on a GPU or without ScaNN the scores take 4 more each. It changes
+            speed and memory, not the result.
         progress: whether to show a bar.
 
     Returns:
@@ -89,7 +90,7 @@ class TopKEvaluation(tf.keras.callbacks.Callback):
         train: the log that popularity is counted in.
         every_epochs: evaluates after every so many epochs.
         batch_size: the most queries or items that go through a tower at once.
-        byte_budget: bytes that the scores of a chunk of queries may take.
+        byte_budget: bytes that a chunk of queries may take.
 
     Raises:
         InputError: as `evaluate`; what is wrong with the data is found before the first epoch.

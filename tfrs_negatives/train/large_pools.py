@@ -120,8 +120,7 @@ def chunked_log_sum_exp(
             remembers=fits,
             learns_shift=learns_shift,
         )
-        sums, remembered = blocks.reduce()
-        peak, total, weighted, num_kept = sums
+        (peak, total, weighted, num_kept), remembered = blocks.reduce()
         some = _any_kept(peak, total)
         total = tf.where(some, total, 1.0)
 
@@ -281,11 +280,7 @@ class _Blocks:
         full, rest = self._split(fresh)
 
         def again(start: tf.Tensor, width: tf.Tensor | int) -> tf.Tensor:
-            _, logits, kept = self._block(start, width)
-            weights = tf.exp(logits - peak[:, None])
-            if kept is not None:
-                weights = tf.where(kept, weights, 0.0)
-            return tf.matmul(weights, queries, transpose_a=True)
+            return tf.matmul(self._weights(start, width, peak), queries, transpose_a=True)
 
         def of_block(number: tf.Tensor | int) -> tf.Tensor:
             def from_memory() -> tf.Tensor:
@@ -306,6 +301,12 @@ class _Blocks:
         parts += [] if _is_zero(rest) else [of_rest()]
         parts += [] if stale_from is None else [tf.zeros([num_columns - fresh, queries.shape[1]])]
         return tf.concat(parts, axis=0)
+
+    def _weights(self, start: tf.Tensor, width: tf.Tensor | int, peak: tf.Tensor) -> tf.Tensor:
+        """Returns exp(logit - peak) of a block once more, [B, w], 0 where it is not kept."""
+        _, logits, kept = self._block(start, width)
+        weights = tf.exp(logits - peak[:, None])
+        return weights if kept is None else tf.where(kept, weights, 0.0)
 
     def _block(
         self, start: tf.Tensor, width: tf.Tensor | int

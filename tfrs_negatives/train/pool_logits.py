@@ -152,14 +152,15 @@ def loss_within_budget(
     *,
     byte_budget: int,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Computes the loss from all logits where they are known to fit, else in blocks of columns.
+    """Computes the loss in blocks of shared columns; where each row has its own, from all logits.
 
     Args:
         loss: a loss that needs log-sums only.
         scorer: scores, masks and correction.
         pools: the columns.
         context: the step.
-        byte_budget: bytes that the logits of the shared columns may take at once.
+        byte_budget: bytes that the logits of the shared columns may take at once; beyond, each
+            block is computed twice.
 
     Returns:
         The loss of each row, [B], whether it has any negative, [B] bool, and how many columns
