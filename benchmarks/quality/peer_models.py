@@ -25,6 +25,7 @@ from tfrs_negatives.evaluation import Evaluation, evaluate
 from tfrs_negatives.evaluation.held_out import HeldOut, hold_out
 from tfrs_negatives.evaluation.ranks import Ranks, rank_lists
 from tfrs_negatives.evaluation.summary import summarize
+from tfrs_negatives.evaluation.top_k import BYTE_BUDGET
 from tfrs_negatives.model_builder import OPTIMIZERS
 from tfrs_negatives.types import Features, Similarity
 
@@ -326,7 +327,9 @@ def rank_by_scores(
         features = {name: c[chunk] for name, c in held_out.query_features.items()}
         return _best(score(features), length)
 
-    return rank_lists(best, held_out, ks=sorted(ks), num_items=num_items, chunk_size=ROWS)
+    return rank_lists(
+        best, held_out, ks=sorted(ks), num_items=num_items, chunk_size=ROWS, byte_budget=BYTE_BUDGET
+    )
 
 
 def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

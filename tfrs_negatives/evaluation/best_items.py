@@ -16,9 +16,11 @@ BestItems: TypeAlias = Callable[[tf.Tensor, int], tuple[np.ndarray, np.ndarray]]
 
 BLOCK = 32
 """Columns that are looked at together when the best are selected; 32 and 64 were fastest."""
+SCORE_BYTES = 5
+"""What a query and an item take where TensorFlow searches: float32, and a share of the peaks."""
 
 
-def best_items(vectors: tf.Tensor) -> BestItems:
+def best_items(vectors: tf.Tensor, *, byte_budget: int) -> BestItems:
     """Prepares the search for the items of the highest inner product.
 
     On processors ScaNN's brute force does it, which selects while it multiplies; TensorFlow does
@@ -26,13 +28,15 @@ def best_items(vectors: tf.Tensor) -> BestItems:
 
     Args:
         vectors: [N, D] float32, finite.
+        byte_budget: bytes that scores may take where TensorFlow searches, which needs all of a
+            query; a single query always goes.
 
     Returns:
         (queries [q, D], length) -> scores, falling, and rows, [q, length] each, for a length up to
         N. Equal vectors have equal scores, and equal scores stand in the order of the rows.
 
     Example:
-        >>> search = best_items(tf.constant([[1.0], [3.0], [2.0]]))
+        >>> search = best_items(tf.constant([[1.0], [3.0], [2.0]]), byte_budget=2**20)
         >>> scores, rows = search(tf.constant([[2.0]]), 2)
         >>> scores.tolist(), rows.tolist()
         ([[6.0, 4.0]], [[1, 2]])
@@ -40,7 +44,7 @@ def best_items(vectors: tf.Tensor) -> BestItems:
     has_scann = importlib.util.find_spec("scann") is not None
     if has_scann and not tf.config.list_logical_devices("GPU"):
         return _by_scann(vectors.numpy())
-    return _by_tensorflow(vectors)
+    return _by_tensorflow(vectors, max(1, byte_budget // (SCORE_BYTES * len(vectors))))
 
 
 def _by_scann(vectors: np.ndarray) -> BestItems:
@@ -60,12 +64,14 @@ def _by_scann(vectors: np.ndarray) -> BestItems:
     return search
 
 
-def _by_tensorflow(vectors: tf.Tensor) -> BestItems:
+def _by_tensorflow(vectors: tf.Tensor, size: int) -> BestItems:
     def search(queries: tf.Tensor, length: int) -> tuple[np.ndarray, np.ndarray]:
         # Few lengths, as each is a graph of its own.
         longer = min(len(vectors), -(-length // 64) * 64)
-        scores, rows = _selector(longer, len(vectors))(queries, vectors)
-        return scores.numpy()[:, :length], rows.numpy()[:, :length]
+        select = _selector(longer, len(vectors))
+        found = [select(queries[i : i + size], vectors) for i in range(0, len(queries), size)]
+        scores, rows = (tf.concat(column, axis=0).numpy() for column in zip(*found, strict=True))
+        return scores[:, :length], rows[:, :length]
 
     return search
 

@@ -4,6 +4,8 @@ Ties are ranked against the model: an item that is wanted stands behind all item
 that are not, so a collapsed model finds nothing. A list of the k + h best items, with h the wanted
 and the hidden ones of the query, is enough for exact ranks up to k: an item that is not on it has k
 others at least as high before it. Users x items is never there.
+
+New memory is slow to touch, so what is large is short-lived and small enough to be used again.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ from tfrs_negatives.types import RetrievalModel, bad_input
 BestOfChunk: TypeAlias = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 OTHER, WANTED, HIDDEN = 0, 1, 2
+PLACE_BYTES = 40
+"""What a place on a list takes on its way: scores, rows, kinds, and the copies of what is kept."""
+MARKS = 4 * 2**20
+"""Cells of queries x items that are marked at once: they fit a cache."""
 
 
 class Ranks(NamedTuple):
@@ -56,21 +62,22 @@ def rank_held_out(
         held_out: Q queries.
         ks: lengths of lists, ascending, none above the number of items.
         batch_size: the most queries or items that go through a tower at once.
-        byte_budget: bytes that the marks of a chunk of queries may take, one per query and item.
+        byte_budget: bytes that the lists of a chunk of queries may take, or its scores where they
+            are needed.
         progress: whether to show a bar.
 
     Raises:
         InputError: if a tower yields NaN or infinity, or vectors whose product overflows.
     """
-    num_items = len(model.items)
     vectors, largest = _embed_items(model, batch_size)
-    search = best_items(vectors)
+    search = best_items(vectors, byte_budget=byte_budget)
     return rank_lists(
         lambda chunk, length: search(_embed_queries(model, held_out, chunk, largest), length),
         held_out,
         ks=ks,
-        num_items=num_items,
-        chunk_size=min(batch_size, max(1, byte_budget // num_items)),
+        num_items=len(model.items),
+        chunk_size=batch_size,
+        byte_budget=byte_budget,
         progress=progress,
     )
 
@@ -82,6 +89,7 @@ def rank_lists(
     ks: Sequence[int],
     num_items: int,
     chunk_size: int,
+    byte_budget: int,
     progress: bool = False,
 ) -> Ranks:
     """Ranks the catalogue for each query, from lists of the best items, however these are found.
@@ -92,19 +100,19 @@ def rank_lists(
         held_out: Q queries.
         ks: lengths of lists, ascending, none above the number of items.
         num_items: N.
-        chunk_size: the most queries at once, for each of which N bytes are taken.
+        chunk_size: the most queries at once.
+        byte_budget: bytes that their lists may take; a single query always goes.
         progress: whether to show a bar.
     """
-    marks = np.zeros((chunk_size, num_items), np.uint8)
     recommended = {k: np.zeros(num_items, np.int64) for k in ks}
     parts: list[tuple[np.ndarray, ...]] = []
-    chunks = _chunks(held_out, len(marks))
-    for chunk in track(chunks, "Ranking the catalogue", disable=not progress):
+    chunks = _chunks(held_out, ks[-1], chunk_size, byte_budget // PLACE_BYTES)
+    for chunk, length in track(chunks, "Ranking the catalogue", disable=not progress):
         pairs, seen = held_out.relevant.of(chunk), held_out.seen.of(chunk)
-        length = min(num_items, ks[-1] + _most_of_one_query(pairs, seen))
-        scores, best_scores, best_rows = _without(
-            pairs, seen, *best(chunk, length), marks=marks, k=ks[-1]
-        )
+        best_scores, best_rows = best(chunk, min(length, num_items))
+        kinds = _kinds(pairs, seen, best_rows, num_items)
+        scores = _scores_of(pairs, best_scores, best_rows, kinds == WANTED)
+        best_scores, best_rows = _first(best_scores, best_rows, kinds == OTHER, ks[-1])
         order = np.lexsort((pairs.rows, -scores, pairs.queries))
         pairs = Pairs(pairs.queries, pairs.rows[order])
         place, rank = _place_and_rank(pairs.queries, scores[order], best_scores)
@@ -115,18 +123,28 @@ def rank_lists(
     return Ranks(Pairs(queries[order], rows[order]), place[order], rank[order], recommended)
 
 
-def _chunks(held_out: HeldOut, size: int) -> list[np.ndarray]:
-    """Cuts the queries into equal chunks of similar numbers of wanted and hidden items."""
-    counts = [
-        np.bincount(p.queries, minlength=held_out.num_queries)
-        for p in (held_out.relevant, held_out.seen)
-    ]
-    order = np.argsort(sum(counts), kind="stable")
-    return np.array_split(order, -(-len(order) // size))
+def _chunks(held_out: HeldOut, k: int, size: int, places: int) -> list[tuple[np.ndarray, int]]:
+    """Cuts the queries into chunks, those with the most wanted and hidden items first.
 
+    Args:
+        held_out: Q queries.
+        k: how many others a list needs.
+        size: the most queries of a chunk.
+        places: the most places that the lists of a chunk have together.
 
-def _most_of_one_query(pairs: Pairs, seen: Pairs) -> int:
-    return int(np.bincount(np.concatenate([pairs.queries, seen.queries])).max())
+    Returns:
+        The numbers of the queries of a chunk, and how long its lists are.
+    """
+    pairs = np.concatenate([held_out.relevant.queries, held_out.seen.queries])
+    lengths = k + np.bincount(pairs, minlength=held_out.num_queries)
+    order = np.argsort(-lengths, kind="stable")
+    chunks, begin = [], 0
+    while begin < len(order):
+        length = int(lengths[order[begin]])
+        end = begin + min(size, max(1, places // length))
+        chunks.append((order[begin:end], length))
+        begin = end
+    return chunks
 
 
 def _embed_items(model: RetrievalModel, batch_size: int) -> tuple[tf.Tensor, float]:
@@ -163,43 +181,73 @@ def _largest_norm(vectors: tf.Tensor, argument: str) -> float:
     return float(norms.max())
 
 
-def _without(
-    pairs: Pairs,
-    seen: Pairs,
-    scores: np.ndarray,
-    rows: np.ndarray,
-    *,
-    marks: np.ndarray,
-    k: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Takes the wanted and the hidden items out of the lists.
+def _kinds(pairs: Pairs, seen: Pairs, rows: np.ndarray, num_items: int) -> np.ndarray:
+    """Says of each item on a list whether it is wanted, hidden or neither.
+
+    Args:
+        pairs: what is wanted of each query of the chunk.
+        seen: what is hidden from it.
+        rows: [q, length], the lists.
+        num_items: N.
+
+    Returns:
+        [q, length] uint8.
+    """
+    marks = np.zeros((max(1, MARKS // num_items), num_items), np.uint8)
+    kinds = np.empty(rows.shape, np.uint8)
+    for begin in range(0, len(rows), len(marks)):
+        wanted, hidden = (_cells(p, begin, begin + len(marks)) for p in (pairs, seen))
+        marks[wanted] = WANTED
+        marks[hidden] = HIDDEN
+        part = rows[begin : begin + len(marks)]
+        kinds[begin : begin + len(marks)] = np.take_along_axis(marks[: len(part)], part, axis=1)
+        marks[wanted] = marks[hidden] = OTHER
+    return kinds
+
+
+def _cells(pairs: Pairs, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pairs of the queries from `begin` to `end`, which are numbered from 0 then."""
+    span = slice(*np.searchsorted(pairs.queries, [begin, end]))
+    return pairs.queries[span] - begin, pairs.rows[span]
+
+
+def _scores_of(
+    pairs: Pairs, scores: np.ndarray, rows: np.ndarray, wanted: np.ndarray
+) -> np.ndarray:
+    """Returns the scores of the pairs [P], -inf where they are not on a list.
 
     Args:
         pairs: what is wanted of each query of the chunk, sorted.
-        seen: what is hidden from it.
-        scores: [q, length], falling.
+        scores: [q, length].
         rows: [q, length].
-        marks: [q or more, N] uint8, all OTHER, and so again afterwards.
-        k: how many others are kept.
-
-    Returns:
-        The scores of the pairs [P], -inf where they are not on a list; and the k best others,
-        scores and rows [q, k], -inf where there are fewer.
+        wanted: [q, length] bool, where the pairs are.
     """
-    marks[pairs] = WANTED
-    marks[seen] = HIDDEN
-    kinds = np.take_along_axis(marks[: len(rows)], rows, axis=1)
-    marks[pairs] = marks[seen] = OTHER
-    wanted = np.full(len(pairs.rows), -np.inf, np.float32)
-    found = kinds == WANTED
-    codes = np.nonzero(found)[0] * marks.shape[1] + rows[found]
-    wanted[np.searchsorted(pairs.queries * marks.shape[1] + pairs.rows, codes)] = scores[found]
-    others = kinds == OTHER
-    counts = others.sum(axis=1)[:, None]
-    place = np.cumsum(counts)[:, None] - counts + np.arange(k)
-    place[np.arange(k) >= counts] = -1
-    best_scores = np.append(scores[others], np.float32(-np.inf))[place]
-    return wanted, best_scores, np.append(rows[others], 0)[place]
+    queries, _ = np.nonzero(wanted)
+    beyond = pairs.rows.max(initial=0) + 1
+    found = np.full(len(pairs.rows), -np.inf, np.float32)
+    codes = queries * beyond + rows[wanted]
+    found[np.searchsorted(pairs.queries * beyond + pairs.rows, codes)] = scores[wanted]
+    return found
+
+
+def _first(
+    scores: np.ndarray, rows: np.ndarray, kept: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first k of each row that are kept, [q, k]; -inf where there are fewer.
+
+    Args:
+        scores: [q, length].
+        rows: [q, length].
+        kept: [q, length] bool.
+        k: how many.
+    """
+    missing = max(0, k - int(kept.sum(axis=1).min()))
+    if missing:
+        pad = [(0, 0), (0, missing)]
+        scores = np.pad(scores, pad, constant_values=-np.inf)
+        rows, kept = np.pad(rows, pad), np.pad(kept, pad, constant_values=True)
+    first = kept & (np.cumsum(kept, axis=1, dtype=np.int32) <= k)
+    return scores[first].reshape(-1, k), rows[first].reshape(-1, k)
 
 
 def _place_and_rank(

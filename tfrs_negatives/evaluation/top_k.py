@@ -44,9 +44,9 @@ def evaluate(
         train: the log that popularity is counted in, whatever is excluded; without it the metrics
             that need popularity are absent.
         batch_size: the most queries or items that go through a tower at once.
-        byte_budget: bytes that a chunk of queries may take, one per query and item (at least one
-            query goes at a time); on a GPU or without ScaNN the scores take 4 more each. It changes
-            speed and memory, not the result.
+        byte_budget: bytes that the lists of the queries that are ranked together may take, k and
+            the hidden items of each long; on a GPU or without ScaNN the scores of all items, too
+            (at least one query goes at a time). It changes speed and memory, not the result.
         progress: whether to show a bar.
 
     Returns:

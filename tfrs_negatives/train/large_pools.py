@@ -170,15 +170,18 @@ class _Sums(NamedTuple):
 
 
 class _Remembered(NamedTuple):
-    """What the backward pass finds of the forward pass. Where it does not fit, it has no rows."""
+    """What the backward pass finds of the forward pass. Where it does not fit, it has no rows.
 
-    weights: tf.TensorArray
-    peaks: tf.TensorArray
-    weights_of_rest: tf.Tensor
+    The first two are arrays with an entry for each block but the last one; None without any.
+    """
+
+    weights: Any
+    peaks: Any
+    weights_of_last: tf.Tensor
 
 
 class _Blocks:
-    """The two passes over the blocks. Full blocks have a static width; the rest is one more.
+    """The two passes over the blocks. All have a static width but for the last one, the rest.
 
     Args:
         queries: [B, D].
@@ -216,9 +219,12 @@ class _Blocks:
 
         The sums of a row of which nothing is kept are without meaning.
         """
+        full, rest = self._split(_length(self.columns))
+        if _is_zero(full):
+            sums, of_last = self._add(0, rest, None)
+            return sums, _Remembered(None, None, of_last)
         empty = tf.zeros_like(self.queries[:, 0])
         nothing = _Sums(empty + LOWEST, empty, tf.zeros_like(self.bare_queries), tf.zeros([]))
-        full, rest = self._split(_length(self.columns))
         rows = self.queries.shape[0] if self.remembers is True else None
         weights = _array(full, [rows, self.width])
         peaks = _array(full, [self.queries.shape[0]])
@@ -230,27 +236,28 @@ class _Blocks:
         sums, weights, peaks = _repeat(full, add, (nothing, weights, peaks))
         # Where no gradient is asked for nobody reads them, which TensorFlow reports as an error.
         weights, peaks = weights.identity(), peaks.identity()
-        if _is_zero(rest):
-            return sums, _Remembered(weights, peaks, self.queries[:, :0])
-        sums, of_rest = self._add(full * self.width, rest, sums)
-        return sums, _Remembered(weights, peaks, of_rest)
+        sums, of_last = self._add(full * self.width, rest, sums)
+        return sums, _Remembered(weights, peaks, of_last)
 
     def _add(
-        self, start: tf.Tensor, width: tf.Tensor | int, before: _Sums
+        self, start: tf.Tensor | int, width: tf.Tensor | int, before: _Sums | None
     ) -> tuple[_Sums, tf.Tensor]:
+        """Returns the sums with one more block, and the weights in it."""
         columns, logits, kept = self._block(start, width)
         if kept is not None:
             logits = tf.where(kept, logits, LOWEST)
         # While nothing was kept the weights are exp(0); they fade to 0 at the first kept logit.
-        peak = tf.maximum(before.peak, tf.reduce_max(logits, axis=1))
-        fade = tf.exp(before.peak - peak)
+        lowest = LOWEST if before is None else before.peak
+        peak = tf.maximum(tf.reduce_max(logits, axis=1), lowest)
         weights = tf.exp(logits - peak[:, None])
-        sums = _Sums(
-            peak,
-            before.total * fade + tf.reduce_sum(weights, axis=1),
-            before.weighted * fade[:, None] + tf.matmul(weights, columns),
-            before.num_kept + self._count(start, width, kept),
-        )
+        total, weighted = tf.reduce_sum(weights, axis=1), tf.matmul(weights, columns)
+        num_kept = self._count(start, width, kept)
+        if before is not None:
+            fade = tf.exp(before.peak - peak)
+            total += before.total * fade
+            weighted += before.weighted * fade[:, None]
+            num_kept += before.num_kept
+        sums = _Sums(peak, total, weighted, num_kept)
         return sums, _either(self.remembers, lambda: weights, lambda: weights[:0])
 
     def _count(self, start: tf.Tensor, width: tf.Tensor | int, kept: tf.Tensor | None) -> tf.Tensor:
@@ -290,17 +297,16 @@ class _Blocks:
             start = number * self.width
             return _either(self.remembers, from_memory, lambda: again(start, self.width))
 
-        def of_rest() -> tf.Tensor:
-            return _either(
-                self.remembers,
-                lambda: tf.matmul(remembered.weights_of_rest, queries, transpose_a=True),
-                lambda: again(full * self.width, rest),
-            )
-
-        parts = [_stacked(full, of_block, [self.width, queries.shape[1]])]
-        parts += [] if _is_zero(rest) else [of_rest()]
+        shape = [self.width, queries.shape[1]]
+        parts = [] if _is_zero(full) else [_stacked(full, of_block, shape)]
+        of_last = _either(
+            self.remembers,
+            lambda: tf.matmul(remembered.weights_of_last, queries, transpose_a=True),
+            lambda: again(full * self.width, rest),
+        )
+        parts.append(of_last)
         parts += [] if stale_from is None else [tf.zeros([num_columns - fresh, queries.shape[1]])]
-        return tf.concat(parts, axis=0)
+        return tf.concat(parts, axis=0) if len(parts) > 1 else of_last
 
     def _weights(self, start: tf.Tensor, width: tf.Tensor | int, peak: tf.Tensor) -> tf.Tensor:
         """Returns exp(logit - peak) of a block once more, [B, w], 0 where it is not kept."""
@@ -336,8 +342,10 @@ class _Blocks:
         return tf.slice(self.own_rows, [start], [width])
 
     def _split(self, num_columns: tf.Tensor | int) -> tuple[tf.Tensor | int, tf.Tensor | int]:
-        """Returns the number of full blocks and the width of the rest, static where it can be."""
-        full = num_columns // self.width
+        """Returns the number of full blocks and the width of the last, static where it can be."""
+        # Only without any column the last one is empty.
+        full = (num_columns + self.width - 1) // self.width - 1
+        full = max(full, 0) if isinstance(full, int) else tf.maximum(full, 0)
         return full, num_columns - full * self.width
 
 
@@ -355,8 +363,8 @@ def _array(size: tf.Tensor | int, shape: Sequence[int | None]) -> tf.TensorArray
 
 def _repeat(times: tf.Tensor | int, body: Callable[..., Any], state: tuple[Any, ...]) -> Any:
     """Does `state = body(number, *state)` for each number below `times`."""
-    if isinstance(times, int) and times <= 1:
-        return body(0, *state) if times else state
+    if isinstance(times, int) and times == 1:
+        return body(0, *state)
     _, *state = tf.while_loop(
         lambda number, *_: number < times,
         lambda number, *state: (number + 1, *body(number, *state)),

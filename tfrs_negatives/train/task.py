@@ -225,8 +225,8 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         self._check_call(score_mask, candidate_ids, training)
         # Data of unknown length end inside a step: without a batch nothing may count or draw. Where
         # it waits for the embeddings, TensorFlow cannot fuse the last layers of the towers.
-        given = [query_embeddings, candidate_embeddings]
-        with tf.control_dependencies(given if candidate_ids is None else [candidate_ids]):
+        given = candidate_embeddings if candidate_ids is None else candidate_ids
+        with tf.control_dependencies([given] if training else []):
             step = self.step + int(bool(training))
         context = build_context(
             query_embeddings,
