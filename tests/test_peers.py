@@ -30,6 +30,12 @@ SIZES = {"embedding_dim": 8, "hidden": [], "output_dim": None}
 SMALL = {
     "als": {"factors": 8, "alpha": 10, "regularization": 1.0, "iterations": 15},
     "bpr": {"factors": 8, "learning_rate": 0.1, "iterations": 300},
+    "bpr_popularity": {
+        "factors": 8,
+        "learning_rate": 0.1,
+        "iterations": 300,
+        "log_popularity": 0.1,
+    },
     "ease": {"regularization": 1.0},
     "tfrs": {"sizes": SIZES, "batch_size": 40, "epochs": 12},
     "tfrs_tuned": {"sizes": SIZES, "batch_size": 40, "epochs": 20, "temperature": 1.0},
@@ -174,9 +180,23 @@ def test_a_user_without_training_events_is_ranked_too():
     settings = {**peers.METHODS["bpr"].base["gowalla"], "factors": 4}
     model = peer_models.train_bpr(log(*events), items, settings, 0)
     vectors = model.query_vectors({"user_id": np.array([100, 999])}).numpy()
-    # Of an unknown user only the bias counts.
-    assert vectors[1].tolist() == [0.0] * 4 + [1.0]
+    # Of an unknown user only the bias counts, and popularity where it has a weight.
+    assert vectors[1].tolist() == [0.0] * 4 + [1.0, 1.0]
     assert np.abs(vectors[0, :4]).min() > 0
+
+
+def test_popularity_is_added_to_the_scores_of_bpr():
+    events = random_events(4, num_users=20, num_items=15, num_events=90)
+    items, train = ItemCatalogue(100 + np.arange(16)[::-1]), log(*events)
+    plain = {**peers.METHODS["bpr"].base["gowalla"], "factors": 4}
+    users = {"user_id": np.arange(100, 120)}
+    scores = []
+    for settings in (plain, {**plain, "log_popularity": 0.5}):
+        model = peer_models.train_bpr(train, items, settings, 0)
+        scores.append(model.query_vectors(users) @ tf.transpose(model.item_vectors(items.features)))
+    counts = np.bincount(events[:, 1], minlength=16)[::-1]
+    added = 0.5 * np.log(np.maximum(counts, 1))
+    np.testing.assert_allclose(scores[1] - scores[0], np.tile(added, (20, 1)), atol=1e-5)
 
 
 def summed_softmax(users, items, rows, probability, settings):

@@ -108,12 +108,21 @@ def train_als(train: Interactions, items: ItemCatalogue, settings: Settings, see
 def train_bpr(train: Interactions, items: ItemCatalogue, settings: Settings, seed: int) -> Factors:
     """Trains BPR. In implicit a negative is the item of a random event: as popular items are drawn
     in proportion to their popularity, the scores lack it, as with uncorrected in-batch negatives.
+
+    `log_popularity` is what the log of an item's count weighs beside its score; 0 is implicit's.
     """
+    options = dict(settings)
+    weight = options.pop("log_popularity", 0.0)
     # Several threads write to the same rows, so only one of them does the same again.
-    model = BayesianPersonalizedRanking(**settings, num_threads=1, random_state=seed)
+    model = BayesianPersonalizedRanking(**options, num_threads=1, random_state=seed)
     histories = Histories(train, items)
     model.fit(histories.matrix, show_progress=False)
-    return Factors(histories, model.user_factors, model.item_factors)
+    popularity = weight * np.log(np.maximum(train.item_counts(items), 1))
+    return Factors(
+        histories,
+        np.pad(model.user_factors, [(0, 0), (0, 1)], constant_values=1.0),
+        np.column_stack([model.item_factors, popularity]).astype(np.float32),
+    )
 
 
 class Ease:
@@ -292,6 +301,7 @@ Train: TypeAlias = Callable[[Interactions, ItemCatalogue, Settings, int], Model]
 MODELS: dict[str, Train] = {
     "als": train_als,
     "bpr": train_bpr,
+    "bpr_popularity": train_bpr,
     "ease": Ease,
     "tfrs": train_tfrs,
     "tfrs_tuned": train_tfrs,
