@@ -43,7 +43,7 @@ def best_items(vectors: tf.Tensor, *, byte_budget: int) -> BestItems:
     """
     has_scann = importlib.util.find_spec("scann") is not None
     if has_scann and not tf.config.list_logical_devices("GPU"):
-        return _by_scann(vectors.numpy())
+        return _by_scann(np.asarray(vectors))
     return _by_tensorflow(vectors, max(1, byte_budget // (SCORE_BYTES * len(vectors))))
 
 
@@ -57,7 +57,7 @@ def _by_scann(vectors: np.ndarray) -> BestItems:
         # One part for each thread: of more, some would wait for the last. A part of a single query
         # goes another way, on which equal vectors may differ in the last bit.
         size = max(2, math.ceil(len(queries) / (os.cpu_count() or 1)))
-        whole = np.resize(queries.numpy(), (-len(queries) // size * -size, queries.shape[1]))
+        whole = np.resize(np.asarray(queries), (-len(queries) // size * -size, queries.shape[1]))
         rows, scores = searcher.search_batched_parallel(whole, length, batch_size=size)
         return scores[: len(queries)], rows[: len(queries)]
 

@@ -170,7 +170,7 @@ def _embed_queries(
 
 
 def _largest_norm(vectors: tf.Tensor, argument: str) -> float:
-    rows = vectors.numpy()
+    rows = np.asarray(vectors)  # `numpy()` would copy
     # In float64 no square of a float32 overflows.
     norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
     bad = ~np.isfinite(norms)
