@@ -13,6 +13,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib import ticker
 
 from tfrs_negatives.files import drafted_file, write_text
 
@@ -20,6 +21,7 @@ HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
 PLOTS = DOCS / "results"
 THESIS = "ml100k_thesis_"
+MARKERS = "osD^v<>PX*hpd"
 THESIS_KS = (1, 5, 10, 50, 100)
 THESIS_COLUMNS = [f"{name}_at_{k}" for name in ("recall", "top_k_accuracy") for k in THESIS_KS]
 COLUMNS = {
@@ -131,21 +133,20 @@ def _draw(file: str, results: dict[str, Any], fill: Callable[[Any, dict[str, Any
 
 
 def _against_seconds(axes: Any, results: dict[str, Any]) -> None:
+    points = []
     for name, result in results.items():
         seconds = [run.get("seconds_per_epoch") for run in result["runs"]]
-        if not all(seconds) or "train" not in result["config"]:
-            continue
-        total = statistics.fmean(seconds) * result["config"]["train"]["epochs"]
-        axes.scatter(total, result["mean"]["recall_at_20"], s=28)
-        label = name.removeprefix("gowalla_").replace("_", " ")
-        axes.annotate(
-            label,
-            (total, result["mean"]["recall_at_20"]),
-            fontsize=8,
-            textcoords="offset points",
-            xytext=(5, 3),
-        )
+        if all(seconds) and "train" in result["config"]:
+            total = statistics.fmean(seconds) * result["config"]["train"]["epochs"]
+            label = name.removeprefix("gowalla_").replace("_", " ")
+            points.append((result["mean"]["recall_at_20"], total, label))
+    for number, (recall, total, label) in enumerate(sorted(points, reverse=True)):
+        axes.scatter(total, recall, s=40, marker=MARKERS[number % len(MARKERS)], label=label)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel="seconds of training", ylabel="recall at 20, Gowalla", xscale="log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _against_columns(axes: Any, results: dict[str, Any]) -> None:
@@ -161,12 +162,12 @@ def _against_columns(axes: Any, results: dict[str, Any]) -> None:
         base = sweep[0]["mean"][metric]
         means = [r["mean"][metric] / base for r in sweep]
         spreads = [(r["deviation"][metric] or 0) / base for r in sweep]
-        places = [max(columns(r), 32) for r in sweep]
         label = metric.replace("_", " ")
-        axes.errorbar(places, means, yerr=spreads, marker=marker, capsize=3, label=label)
+        axes.errorbar(range(len(sweep)), means, yerr=spreads, marker=marker, capsize=3, label=label)
     axes.set(
-        xscale="log",
-        xlabel="uniform columns B' beside a batch of 2,048 (the first point: none)",
+        xticks=range(len(sweep)),
+        xticklabels=[f"{columns(r):,}" for r in sweep],
+        xlabel="uniform columns B' beside a batch of 2,048",
         ylabel="to in-batch with logQ",
     )
     axes.legend()
