@@ -51,7 +51,7 @@ def evaluation(sizes: Sizes) -> list[Case]:
                 *(Claim(ours, n, asked=15 if b == 128 else None) for n, b in streams.items()),
                 Claim(excluding, ours, "time", asked=1.2),
             ],
-            turns=min(sizes.turns, 9),
+            turns=min(sizes.turns, 15),
             warm_up=1,
             facts=lambda results: {n: {"accuracy": float(x)} for n, x in results.items()},
         )
