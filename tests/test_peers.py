@@ -27,15 +27,11 @@ peer_models, peers = importlib.import_module("peer_models"), importlib.import_mo
 
 SHARED = ROOT.parent / "shared" / "data"
 SIZES = {"embedding_dim": 8, "hidden": [], "output_dim": None}
+BPR = {"factors": 8, "learning_rate": 0.1, "iterations": 300}
 SMALL = {
     "als": {"factors": 8, "alpha": 10, "regularization": 1.0, "iterations": 15},
-    "bpr": {"factors": 8, "learning_rate": 0.1, "iterations": 300},
-    "bpr_popularity": {
-        "factors": 8,
-        "learning_rate": 0.1,
-        "iterations": 300,
-        "log_popularity": 0.1,
-    },
+    "bpr": BPR,
+    "bpr_popularity": {**BPR, "log_popularity": 0.1},
     "ease": {"regularization": 1.0},
     "tfrs": {"sizes": SIZES, "batch_size": 40, "epochs": 12},
     "tfrs_tuned": {"sizes": SIZES, "batch_size": 40, "epochs": 20, "temperature": 1.0},

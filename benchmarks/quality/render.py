@@ -117,8 +117,17 @@ def _cell(result: dict[str, Any], name: str) -> str:
 
 
 def _seconds(result: dict[str, Any]) -> str:
+    seconds = _seconds_per_epoch(result)
+    return "" if seconds is None else f"{seconds:.1f}"
+
+
+def _seconds_per_epoch(result: dict[str, Any]) -> float | None:
     seconds = [run.get("seconds_per_epoch") for run in result["runs"]]
-    return f"{statistics.fmean(seconds):.1f}" if all(seconds) else ""
+    return statistics.fmean(seconds) if all(seconds) else None
+
+
+def _label(name: str) -> str:
+    return name.removeprefix("gowalla_").replace("_", " ")
 
 
 def _draw(file: str, results: dict[str, Any], fill: Callable[[Any, dict[str, Any]], None]) -> Path:
@@ -135,11 +144,10 @@ def _draw(file: str, results: dict[str, Any], fill: Callable[[Any, dict[str, Any
 def _against_seconds(axes: Any, results: dict[str, Any]) -> None:
     points = []
     for name, result in results.items():
-        seconds = [run.get("seconds_per_epoch") for run in result["runs"]]
-        if all(seconds) and "train" in result["config"]:
-            total = statistics.fmean(seconds) * result["config"]["train"]["epochs"]
-            label = name.removeprefix("gowalla_").replace("_", " ")
-            points.append((result["mean"]["recall_at_20"], total, label))
+        seconds = _seconds_per_epoch(result)
+        if seconds is not None and "train" in result["config"]:
+            total = seconds * result["config"]["train"]["epochs"]
+            points.append((result["mean"]["recall_at_20"], total, _label(name)))
     for number, (recall, total, label) in enumerate(sorted(points, reverse=True)):
         axes.scatter(total, recall, s=40, marker=MARKERS[number % len(MARKERS)], label=label)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -177,8 +185,7 @@ def _curves(axes: Any, results: dict[str, Any]) -> None:
     for name, result in results.items():
         curves: Sequence[dict[str, list[float]]] = [r.get("curve") or {} for r in result["runs"]]
         if all(curves):
-            label = name.removeprefix("gowalla_").replace("_", " ")
-            axes.plot(curves[0]["epoch"], curves[0]["recall_at_20"], label=label)
+            axes.plot(curves[0]["epoch"], curves[0]["recall_at_20"], label=_label(name))
     axes.set(xlabel="epoch", ylabel="recall at 20 on test, Gowalla, seed 0")
     if axes.lines:
         axes.legend(fontsize=8)

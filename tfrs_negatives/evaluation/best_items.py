@@ -70,7 +70,7 @@ def _by_tensorflow(vectors: tf.Tensor, size: int) -> BestItems:
         longer = min(len(vectors), -(-length // 64) * 64)
         select = _selector(longer, len(vectors))
         found = [select(queries[i : i + size], vectors) for i in range(0, len(queries), size)]
-        scores, rows = (tf.concat(column, axis=0).numpy() for column in zip(*found, strict=True))
+        scores, rows = (np.concatenate(column) for column in zip(*found, strict=True))
         return scores[:, :length], rows[:, :length]
 
     return search
