@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from tfrs_negatives.types import Features, bad_input
 
-QuerySignature = Mapping[str, tf.TensorSpec]
+FeatureSignature = Mapping[str, tf.TensorSpec]
 
 
 def check_features(
-    features: Features, signature: QuerySignature, *, argument: str = "features"
+    features: Features, signature: FeatureSignature, *, argument: str = "features"
 ) -> dict[str, tf.Tensor]:
     """Turns a batch of query features into the tensors that the query tower reads.
 
@@ -71,6 +71,75 @@ def check_vectors(vectors: Any, width: int) -> np.ndarray:
         value, row = array[tuple(broken[0])], broken[0, 0]
         raise bad_input("vectors", "finite numbers", f"{value} in row {row}")
     return array
+
+
+def check_lists(
+    lists: Any, num_queries: int, *, argument: str, padding: int | str
+) -> np.ndarray | None:
+    """Turns lists of ids, one for all queries or one for each, into an array.
+
+    An integer array is taken as it is, so that large lists cost nothing.
+
+    Args:
+        lists: None, [W] ids, or B lists of ids.
+        num_queries: B.
+        argument: what the caller calls the lists.
+        padding: what fills up the shorter ones; ids are integers where it is one, else strings.
+
+    Returns:
+        [B, W] int64 or strings, [1, W] for one list for all, None for None.
+
+    Raises:
+        InputError: if there is another number of lists, or an id of another kind.
+
+    Example:
+        >>> check_lists([[5], [7, 8]], 2, argument="exclude", padding=-1).tolist()
+        [[5, -1], [7, 8]]
+        >>> check_lists(["a"], 2, argument="exclude", padding="").tolist()
+        [['a']]
+        >>> check_lists(["a"], 2, argument="exclude", padding=-1)
+        Traceback (most recent call last):
+        ...
+        tfrs_negatives.types.InputError: `exclude`: expected integers, as the index has. Received:
+        'a'
+    """
+    if lists is None:
+        return None
+    if not isinstance(padding, str) and _is_plain(lists, num_queries):
+        return np.atleast_2d(lists).astype(np.int64)
+    rows = _rows_of(lists, num_queries, argument)
+    kinds = (str,) if isinstance(padding, str) else (int, np.integer)
+    for value in (value for row in rows for value in row):
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            name = "strings" if isinstance(padding, str) else "integers"
+            raise bad_input(argument, f"{name}, as the index has", repr(value))
+        if not isinstance(value, str) and not -(2**63) <= value < 2**63:
+            raise bad_input(argument, "integers of 64 bits", value)
+    longest = max((len(row) for row in rows), default=0)
+    filled = [[*row, *[padding] * (longest - len(row))] for row in rows]
+    dtype = object if isinstance(padding, str) else np.int64
+    return np.array(filled, dtype).reshape(len(rows), longest)
+
+
+def _is_plain(lists: Any, num_queries: int) -> bool:
+    is_array = isinstance(lists, np.ndarray) and lists.dtype.kind == "i"
+    return is_array and (lists.ndim == 1 or (lists.ndim == 2 and len(lists) == num_queries))
+
+
+def _rows_of(lists: Any, num_queries: int, argument: str) -> list[Sequence[Any]]:
+    lists = lists.tolist() if isinstance(lists, np.ndarray) else lists
+    if isinstance(lists, (str, bytes)) or not isinstance(lists, (Sequence, Set)):
+        raise bad_input(argument, "a list of ids, or one for each query", repr(lists))
+    nested = [isinstance(row, (Sequence, Set, np.ndarray)) for row in lists]
+    strings = [isinstance(row, (str, bytes)) for row in lists]
+    per_query = any(n and not s for n, s in zip(nested, strings, strict=True))
+    if not per_query:
+        return [list(lists)]
+    if not all(nested) or any(strings):
+        raise bad_input(argument, "ids, or a list for each query", "some of both")
+    if len(lists) != num_queries:
+        raise bad_input(argument, f"{num_queries} lists, one per query", f"{len(lists)} lists")
+    return [row.tolist() if isinstance(row, np.ndarray) else list(row) for row in lists]
 
 
 def check_k(k: Any, largest: int, expected: str) -> int:

@@ -1,0 +1,103 @@
+"""What every index can do: the one in memory, an export, one that changes, several side by side."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from tfrs_negatives.index.arguments import FeatureSignature
+from tfrs_negatives.types import Features
+
+
+class Retriever(ABC):
+    """Answers which items a query is most likely to want, among those that the caller allows.
+
+    Filters, the same everywhere: each is None, one list for all queries, or a list for each query.
+
+    - `exclude`: ids that are not to come back. Ids that the index does not hold are ignored.
+    - `allow`: ids of which alone the answer may consist; likewise. An empty list allows nothing.
+    - `allow_groups`: values of the column that the index was grouped by, of which one must be the
+      item's.
+
+    An answer has exactly k columns, whatever the filters leave: scores [B, k] float32, falling, and
+    ids [B, k]. A column without an item has score -inf and the id -1, or "" where ids are strings.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Returns how many items it holds; k is at most this."""
+
+    @property
+    @abstractmethod
+    def padding_id(self) -> int | str:
+        """The id of a column that holds no item: -1, or "" where ids are strings."""
+
+    @property
+    @abstractmethod
+    def query_signature(self) -> FeatureSignature:
+        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
+
+    @property
+    @abstractmethod
+    def item_signature(self) -> FeatureSignature:
+        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of an item, its id among them."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """The number of dimensions of its vectors, D."""
+
+    @abstractmethod
+    def embed_query(self, features: Features) -> np.ndarray:
+        """Returns [B, D] float32: the vectors of a batch of query features."""
+
+    @abstractmethod
+    def embed_item(self, features: Features) -> np.ndarray:
+        """Returns [m, D] float32: the vectors of a batch of item features, known or new."""
+
+    @abstractmethod
+    def contains(self, ids: Any) -> np.ndarray:
+        """Returns [m] bool: whether each of some ids is an item that it holds."""
+
+    @abstractmethod
+    def search(
+        self,
+        vectors: Any,
+        k: int,
+        *,
+        exclude: Any = None,
+        allow: Any = None,
+        allow_groups: Any = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the best items for query vectors [B, D] of the retrieval space; see `top_k`."""
+
+    def top_k(
+        self,
+        features: Features,
+        k: int,
+        *,
+        exclude: Any = None,
+        allow: Any = None,
+        allow_groups: Any = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the best items for a batch of query features.
+
+        Args:
+            features: name -> [B, ...], exactly the features of `query_signature`.
+            k: how many items, at most as many as the index holds.
+            exclude: ids that are not to come back: None, [E] for all queries, or B lists.
+            allow: ids of which alone the answer may consist; likewise.
+            allow_groups: groups of which one must be the item's; likewise.
+
+        Returns:
+            scores [B, k] float32, falling, and ids [B, k]. A column for which nothing was found
+            has score -inf and the id -1, or "" where ids are strings.
+
+        Raises:
+            InputError: if a feature is missing, unknown or malformed, k is out of range, a list
+                holds ids of another kind, or groups are asked for where the index has none.
+        """
+        vectors = self.embed_query(features)
+        return self.search(vectors, k, exclude=exclude, allow=allow, allow_groups=allow_groups)
