@@ -204,22 +204,32 @@ class FilteredSearch(tf.Module):
     def _among(
         self, queries: tf.Tensor, k: tf.Tensor, allow: tf.Tensor, lists: _Lists
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Scores of the allowed rows alone, of one query at a time."""
-        last_list = tf.shape(allow)[0] - 1
+        """Scores of the allowed rows alone: of all queries at once where they share a list."""
         k = tf.minimum(k, tf.shape(allow)[1])
 
         def search_one(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             one = slice(place, place + 1)
-            # In the order of the catalogue, so that equal scores keep it; an item counts once.
-            rows = tf.sort(allow[tf.minimum(place, last_list)])
-            again = tf.concat([[False], rows[1:] == rows[:-1]], axis=0)[: tf.size(rows)]
-            keep = self._keep(rows[None, :], lists.of(one))[0] & ~again
-            vectors = tf.gather(self.backend.vectors(), tf.maximum(rows, 0))
-            scores = tf.linalg.matvec(vectors, queries[place])
-            best = tf.math.top_k(tf.where(keep, scores, -math.inf), k)
-            return best.values, tf.gather(rows, best.indices)
+            scores, rows = self._of_list(queries[one], k, allow[place], lists.of(one))
+            return scores[0], rows[0]
 
-        return _map(search_one, tf.range(tf.shape(queries)[0]))
+        return tf.cond(
+            tf.shape(allow)[0] == 1,
+            lambda: self._of_list(queries, k, allow[0], lists),
+            lambda: _map(search_one, tf.range(tf.shape(queries)[0])),
+        )
+
+    def _of_list(
+        self, queries: tf.Tensor, k: tf.Tensor, allow: tf.Tensor, lists: _Lists
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        # In the order of the catalogue, so that equal scores keep it; an item counts once.
+        allow = tf.sort(allow)
+        again = tf.concat([[False], allow[1:] == allow[:-1]], axis=0)[: tf.size(allow)]
+        vectors = tf.gather(self.backend.vectors(), tf.maximum(allow, 0))
+        scores = tf.matmul(queries, vectors, transpose_b=True)
+        rows = tf.broadcast_to(allow, tf.shape(scores))
+        keep = self._keep(rows, lists) & ~again
+        best = tf.math.top_k(tf.where(keep, scores, -math.inf), k)
+        return best.values, tf.gather(allow, best.indices)
 
 
 def _map(function: Callable[[tf.Tensor], Any], places: tf.Tensor) -> Any:
