@@ -191,7 +191,10 @@ def test_as_many_candidates_are_fetched_as_lists_take_away(monkeypatch):
     monkeypatch.setattr(FilteredSearch, "_complete", lambda self, q, k, lists, found: found[:2])
     index, reference = make_index("scann"), make_index("exact")
     _, best = index.top_k({"user_id": [3, 8]}, 400)
-    for lists in ({"exclude": best[:, :390].tolist()}, {"allow_groups": [["comedy"], ["drama"]]}):
+    for lists in (
+        {"exclude": best[:, :390].tolist()},
+        {"allow_groups": [["drama"], ["drama", "rare"]]},
+    ):
         assert_same(index, reference, [3, 8], 10, **lists)
 
 
