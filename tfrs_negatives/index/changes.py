@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.index.answers import Answer, Lookup
+from tfrs_negatives.index.merging import Answer, Lookup
 from tfrs_negatives.index.arguments import check_lists
 from tfrs_negatives.index.growing import GrowingArray
 from tfrs_negatives.types import EMPTY_ID, bad_input
@@ -80,7 +80,7 @@ class Snapshot:
         return scores, self.ids[rows]
 
     def mask(self, excluded: np.ndarray | None, allowed: np.ndarray | None) -> np.ndarray:
-        """Returns [B or 1, n] bool: the rows that lists of ids leave, as `check_lists` gives them."""
+        """Returns [B or 1, n] bool: the rows that checked lists of ids leave."""
         mask = self.alive[None]
         if excluded is not None:
             mask = mask & ~self._id_lookup.in_lists(excluded)
@@ -94,7 +94,7 @@ class Snapshot:
             return np.zeros([1, len(self.ids)], bool)
         padding = _NO_GROUP[self.groups.dtype.kind]
         lists = check_lists(groups, num_queries, argument="allow_groups", padding=padding)
-        assert lists is not None
+        assert lists is not None  # noqa: S101
         return self._group_lookup.in_lists(lists)
 
     @cached_property
@@ -103,7 +103,7 @@ class Snapshot:
 
     @cached_property
     def _group_lookup(self) -> Lookup:
-        assert self.groups is not None
+        assert self.groups is not None  # noqa: S101
         return Lookup(self.groups, padding=_NO_GROUP[self.groups.dtype.kind])
 
 
@@ -146,7 +146,7 @@ class ChangeLog:
         alive = self._retire(ids, in_frozen)
         if len(alive) > 2 * len(self._row_of) + _DEAD_ROWS:
             alive = self._throw_out(alive)
-        self._row_of.update(zip(ids.tolist(), range(len(alive), len(alive) + len(ids))))
+        self._row_of.update((item, len(alive) + row) for row, item in enumerate(ids.tolist()))
         self._ids.append(ids)
         self._vectors.append(vectors)
         if self._groups is not None:
@@ -182,7 +182,7 @@ class ChangeLog:
         if groups is None:
             return np.full([count], _NO_GROUP[kind])
         lists = check_lists(groups, -1, argument="groups", padding=_NO_GROUP[kind])
-        assert lists is not None
+        assert lists is not None  # noqa: S101
         if lists.shape != (1, count):
             raise bad_input("groups", f"{count} groups, one per id", f"{lists.shape[-1]}")
         if self._groups is None:

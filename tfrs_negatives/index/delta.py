@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrs_negatives.index.answers import Answer, merge_answers
+from tfrs_negatives.index.merging import Answer, merge_answers
 from tfrs_negatives.index.arguments import (
     FeatureSignature,
     check_item_ids,
