@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.index.merging import Answer, Lookup
 from tfrs_negatives.index.arguments import check_lists
 from tfrs_negatives.index.growing import GrowingArray
+from tfrs_negatives.index.merging import Answer, Lookup
 from tfrs_negatives.types import EMPTY_ID, bad_input
 
 _CELLS_AT_ONCE = 2**24

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from tfrs_negatives.index.merging import Answer, merge_answers
 from tfrs_negatives.index.arguments import (
     FeatureSignature,
     check_item_ids,
@@ -17,6 +16,7 @@ from tfrs_negatives.index.arguments import (
     is_positive_integer,
 )
 from tfrs_negatives.index.changes import ChangeLog, Changes, Snapshot
+from tfrs_negatives.index.merging import Answer, merge_answers
 from tfrs_negatives.index.retriever import Retriever
 from tfrs_negatives.types import Features, bad_input
 
