@@ -50,10 +50,10 @@ class DeltaIndex(Retriever):
         ...     query_vectors=lambda features: tf.gather(tf.eye(2), features["user"]),
         ...     item_vectors=lambda features: tf.gather(vectors, features["row"]),
         ... )
-        >>> index = DeltaIndex(build_index(model))  # doctest: +SKIP
-        >>> index.upsert([40], [[9.0, 9.0]])  # doctest: +SKIP
-        >>> index.delete([10])  # doctest: +SKIP
-        >>> index.top_k({"user": [0]}, k=3)[1].tolist()  # doctest: +SKIP
+        >>> index = DeltaIndex(build_index(model))
+        >>> index.upsert([40], [[9.0, 9.0]])
+        >>> index.delete([10])
+        >>> index.top_k({"user": [0]}, k=3)[1].tolist()
         [[40, 30, 20]]
     """
 

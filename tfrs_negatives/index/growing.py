@@ -10,7 +10,8 @@ import numpy as np
 class GrowingArray:
     """An array of which only the end grows. Strings may get longer.
 
-    What `view` has returned stays as it is when more is appended: a thread may read it meanwhile.
+    What `view` has returned stays as it is when rows are only appended: a thread may read it
+    meanwhile. `remove` alters it.
 
     Args:
         rows: [n, ...] the first rows. They are copied.
@@ -44,3 +45,8 @@ class GrowingArray:
     def view(self) -> np.ndarray:
         """Returns [n, ...] all rows, without a copy."""
         return self._rows[: self._count]
+
+    def remove(self, row: int) -> None:
+        """Removes a row by moving the last one into its place."""
+        self._count -= 1
+        self._rows[row] = self._rows[self._count]
