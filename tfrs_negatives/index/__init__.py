@@ -26,7 +26,16 @@ Example:
 """
 
 from tfrs_negatives.index.build import Index, build_index
+from tfrs_negatives.index.delta import DeltaIndex
 from tfrs_negatives.index.export import ExportError, export_index
 from tfrs_negatives.index.load import LoadedIndex, load_index
 
-__all__ = ["ExportError", "Index", "LoadedIndex", "build_index", "export_index", "load_index"]
+__all__ = [
+    "DeltaIndex",
+    "ExportError",
+    "Index",
+    "LoadedIndex",
+    "build_index",
+    "export_index",
+    "load_index",
+]

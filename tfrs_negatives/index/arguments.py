@@ -142,6 +142,36 @@ def _rows_of(lists: Any, num_queries: int, argument: str) -> list[Sequence[Any]]
     return [row.tolist() if isinstance(row, np.ndarray) else list(row) for row in lists]
 
 
+def check_item_ids(ids: Any, padding: int | str) -> np.ndarray:
+    """Returns the ids of items that are to be changed as an array [m] of int64 or strings.
+
+    Args:
+        ids: [m] integers or strings, each once.
+        padding: the id of a column without an item; ids are strings where it is one.
+
+    Raises:
+        InputError: if they are no list, one is of another kind, occurs twice or is the padding.
+
+    Example:
+        >>> check_item_ids(["a", "b"], "").tolist()
+        ['a', 'b']
+        >>> check_item_ids([3, 3], -1)
+        Traceback (most recent call last):
+        ...
+        tfrs_negatives.types.InputError: `ids`: expected each id once. Received: 3 twice
+    """
+    lists = check_lists(ids, -1, argument="ids", padding=padding)
+    if lists is None:
+        raise bad_input("ids", "a list of ids", "None")
+    array = lists[0].astype(str) if isinstance(padding, str) else lists[0]
+    known, counts = np.unique(array, return_counts=True)
+    if (counts > 1).any():
+        raise bad_input("ids", "each id once", f"{known[counts > 1][0].item()!r} twice")
+    if (array == padding).any():
+        raise bad_input("ids", "no item with the id of 'no item'", repr(padding))
+    return array
+
+
 def check_k(k: Any, largest: int, expected: str) -> int:
     """Returns k as an integer in 1 .. largest.
 
