@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.index import build_index
-from tfrs_negatives.index.backends import ScannSearch, ScannSettings
+from tfrs_negatives.index.backends import Depth, ScannSearch, ScannSettings
 
 NUM_USERS = 40
 
@@ -40,7 +40,7 @@ class FakeModel(tf.Module):
         return tf.gather(self.user_table, self.lookup(rows) if self.lookup else rows)
 
     def item_vectors(self, features):
-        self.chunks.append(len(features["row"]))
+        self.chunks.append(features["row"].shape[0])
         return tf.gather(self.item_table, features["row"])
 
 
@@ -60,5 +60,5 @@ def index_with_a_small_leaf(ids):
     items = generator.normal([-10, 0], 0.5, size=[1000, 2]).astype(np.float32)
     items[100:160] = np.column_stack([10 + np.arange(60) / 100, np.zeros(60)])
     model = FakeModel(items, np.array([[1, 0]], np.float32)).with_ids(ids)
-    backend = ScannSearch(items, ScannSettings(num_leaves=4, leaves_to_search=1))
+    backend = ScannSearch(items, ScannSettings(num_leaves=4, depths=(Depth(100, 1, 100),)))
     return replace(build_index(model), backend=backend)

@@ -7,7 +7,7 @@ from index_cases import NUM_USERS, FakeModel, index_with_a_small_leaf, make_mode
 
 from tfrs_negatives.index import build_index
 from tfrs_negatives.index.arguments import check_features
-from tfrs_negatives.index.backends import ScannSearch, ScannSettings
+from tfrs_negatives.index.backends import Depth, ScannSearch, ScannSettings
 from tfrs_negatives.types import InputError
 
 
@@ -59,18 +59,6 @@ def test_scann_scores_are_exact_and_the_reported_recall_is_true(string_ids):
     for user in users:
         products = model.item_table.numpy()[rows[user]] @ model.user_table.numpy()[user]
         np.testing.assert_allclose(scores[user], products, rtol=1e-5, atol=1e-5)
-
-
-def test_leaves_are_doubled_until_the_target_is_met():
-    model = make_model(3000)
-    low = build_index(model, kind="scann", target_recall=0.01)
-    high = build_index(model, kind="scann", target_recall=0.9)
-    start = ScannSettings.rule_of_thumb(3000)
-    assert low.backend.settings == start
-    searched = high.backend.settings.leaves_to_search
-    assert searched in {start.leaves_to_search * 2**n for n in range(1, 6)} | {start.num_leaves}
-    assert high.recall["recall"] >= 0.9 > low.recall["recall"]
-    assert high.recall["probes"] == "item vectors with noise"
 
 
 def test_the_report_of_an_exact_index_says_that_nothing_was_measured():
@@ -175,13 +163,16 @@ def test_the_catalogue_is_embedded_in_chunks():
     assert in_chunks.top_k(query, 25)[1].tolist() == whole.top_k(query, 25)[1].tolist()
 
 
-def test_the_same_vectors_give_the_same_scann_index():
+def test_the_same_vectors_and_settings_give_the_same_scann_index():
+    settings = ScannSettings(num_leaves=50, depths=(Depth(k=10, leaves=4, reorder=40),))
     first, second = (
-        build_index(make_model(3000), kind="scann", target_recall=0.01) for _ in range(2)
+        build_index(make_model(3000), kind="scann", settings=settings) for _ in range(2)
     )
     query = {"user_id": range(NUM_USERS)}
     np.testing.assert_array_equal(first.top_k(query, 30)[1], second.top_k(query, 30)[1])
     assert first.recall == second.recall
+    assert first.backend.settings == settings
+    assert first.sweep == []
 
 
 def test_auto_takes_scann_for_a_large_corpus_and_exact_where_it_is_not_installed(monkeypatch):

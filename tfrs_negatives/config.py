@@ -212,6 +212,7 @@ class IndexConfig(Section):
     kind: Literal["auto", "exact", "scann"] = "auto"
     target_recall: float = Field(0.95, gt=0, le=1)
     ks: list[int] = Field([10, 100], min_length=1)
+    group_by: str | None = None
 
 
 class RunConfig(Section):

@@ -8,6 +8,7 @@ says how it comes about.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -217,11 +218,18 @@ def load_run(folder: Path) -> tuple[RunConfig, TwoTower]:
 
 
 def index_run(folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Builds the index of a run and exports it to its `index/`; returns the manifest."""
+    """Builds the index of a run and exports it to its `index/`; returns the manifest.
+
+    Where ScaNN was tuned, `index_sweep.png` shows what was tried.
+    """
     config, model = load_run(folder)
     _check_ks(config, len(model.items))
     index = _build_index(config, model, folder)
     export_index(index, folder / "index", ks=config.index.ks, overwrite=overwrite)
+    if index.sweep and importlib.util.find_spec("matplotlib"):
+        from tfrs_negatives.index.plots import plot_sweep
+
+        plot_sweep(index.sweep, folder / "index_sweep.png", target=config.index.target_recall)
     return read_manifest(folder / "index")
 
 
@@ -232,6 +240,7 @@ def _build_index(config: RunConfig, model: TwoTower, folder: Path, *, recall_k: 
         kind=config.index.kind,
         target_recall=config.index.target_recall,
         recall_k=recall_k,
+        group_by=config.index.group_by,
         probe_queries={name: probes[name][:1000] for name in model.query_signature},
         seed=config.train.seed,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -10,6 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tfrs_negatives.types import bad_input
+
+_HERE = -100
+_EXCHANGE = 2
+"""`AT_FDCWD` and `RENAME_EXCHANGE` of Linux."""
 
 
 def draft_of(path: Path) -> Path:
@@ -127,7 +132,14 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 
 def put_in_place(draft: Path, folder: Path) -> None:
-    """Gives a finished folder its name; what had the name before goes once the new one is there."""
+    """Gives a finished folder its name; what had the name before goes once the new one is there.
+
+    Where the system can, the two change places in one step, so that a reader, or a process that
+    starts after this one was killed, finds one or the other.
+    """
+    if folder.exists() and _exchanged(draft, folder):
+        remove_folder(draft)
+        return
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         remove_folder(old)
@@ -140,6 +152,16 @@ def put_in_place(draft: Path, folder: Path) -> None:
         raise
     # Also the one of a process that was killed between the two renames.
     remove_folder(old)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Exchanges two names in one step; False where the system or the file system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # no Linux, or an old C library
+        return False
+    names = os.fsencode(first.absolute()), os.fsencode(second.absolute())
+    return rename(_HERE, names[0], _HERE, names[1], _EXCHANGE) == 0
 
 
 @contextmanager

@@ -11,9 +11,21 @@ from tfrs_negatives.types import bad_input
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "tfrs_negatives.index"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
-_KEYS = {"files", "ks", "query_features", "custom_ops"}
+_KEYS = {
+    "custom_ops",
+    "files",
+    "group_by",
+    "item_features",
+    "kind",
+    "ks",
+    "num_items",
+    "padding",
+    "query_features",
+    "signatures",
+    "width",
+}
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
@@ -27,8 +39,8 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "saved_model.pb").write_bytes(b"abc")
-        >>> write_manifest(folder, {"ks": [10], "query_features": [], "custom_ops": []})
-        >>> read_manifest(folder)["files"]["saved_model.pb"]["bytes"]
+        >>> write_manifest(folder, {"ks": [10]})
+        >>> json.loads((folder / "manifest.json").read_text())["files"]["saved_model.pb"]["bytes"]
         3
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())

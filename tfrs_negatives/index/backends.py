@@ -7,6 +7,7 @@ declared: row -1 and score -inf.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ IndexKind = Literal["exact", "scann"]
 MISSING = -1
 """The row of a column that holds no item."""
 
-_SMALLEST_TREE = 1000
+SMALLEST_TREE = 1000
 """Below this many items ScaNN scores all of them: a tree would save nothing."""
 
 _CELLS_AT_ONCE = 2**26
@@ -26,36 +27,65 @@ _CELLS_AT_ONCE = 2**26
 
 
 @dataclass(frozen=True)
+class Depth:
+    """How far ScaNN looks for up to k results.
+
+    Attributes:
+        k: results.
+        leaves: parts of the corpus that a query looks into, at least.
+        reorder: candidates whose exact score is computed.
+    """
+
+    k: int
+    leaves: int
+    reorder: int
+
+
+@dataclass(frozen=True)
 class ScannSettings:
-    """How ScaNN searches.
+    """How ScaNN cuts and searches.
 
     Attributes:
         num_leaves: parts into which the corpus is cut; 1 for none, and then every item is scored.
-        leaves_to_search: how many of them a query looks into, at least.
+        depths: how far to look, by rising k. A k beyond the last one looks further in proportion.
         dimensions_per_block: dimensions that share one 4-bit code.
         anisotropic_threshold: how much more an error along a vector costs than one across it.
-        reorder_per_result: candidates whose exact score is computed, for each result asked for.
-        min_reorder: the same, at least this many in all.
     """
 
     num_leaves: int
-    leaves_to_search: int
+    depths: tuple[Depth, ...]
     dimensions_per_block: int = 2
     anisotropic_threshold: float = 0.2
-    reorder_per_result: int = 10
-    min_reorder: int = 100
 
     @classmethod
     def rule_of_thumb(cls, num_items: int) -> ScannSettings:
         """Returns square root of N leaves of which a twentieth is searched.
 
         Example:
-            >>> settings = ScannSettings.rule_of_thumb(10_000)
-            >>> settings.num_leaves, settings.leaves_to_search
-            (100, 5)
+            >>> ScannSettings.rule_of_thumb(10_000)
+            ScannSettings(num_leaves=100, depths=(Depth(k=10, leaves=5, reorder=100),),
+            dimensions_per_block=2, anisotropic_threshold=0.2)
         """
-        leaves = round(math.sqrt(num_items)) if num_items >= _SMALLEST_TREE else 1
-        return cls(num_leaves=leaves, leaves_to_search=math.ceil(leaves / 20))
+        leaves = round(math.sqrt(num_items)) if num_items >= SMALLEST_TREE else 1
+        return cls(leaves, (Depth(k=10, leaves=math.ceil(leaves / 20), reorder=100),))
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> ScannSettings:
+        """Builds the settings that `asdict` wrote, as a manifest holds them."""
+        depths = tuple(Depth(**depth) for depth in record["depths"])
+        return cls(**{**record, "depths": depths})
+
+    def depth_of(self, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns leaves and reorder for k results, scalars int32, in or out of a graph."""
+        last = self.depths[-1]
+        factor = tf.maximum(tf.cast(k, tf.float64) / last.k, 1.0)
+        leaves, reorder = (
+            tf.cast(tf.math.ceil(n * factor), tf.int32) for n in (last.leaves, last.reorder)
+        )
+        for depth in reversed(self.depths[:-1]):
+            leaves = tf.where(k <= depth.k, depth.leaves, leaves)
+            reorder = tf.where(k <= depth.k, depth.reorder, reorder)
+        return leaves, reorder
 
 
 class Search(tf.Module):
@@ -68,36 +98,38 @@ class Search(tf.Module):
         self.num_items = num_items
         self.width = width
 
-    def nearest(self, queries: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def nearest(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns at most k columns of scores and rows, the best first; NaN for no item."""
+        raise NotImplementedError
+
+    def vectors(self) -> tf.Tensor:
+        """Returns the vectors of all items, [N, D] float32."""
         raise NotImplementedError
 
     def stored(self) -> Search:
         """Returns this search with all that it needs in variables, as a SavedModel keeps it."""
         raise NotImplementedError
 
-    def search(self, queries: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def search(self, queries: tf.Tensor, k: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Finds the best items of each query.
 
         Args:
             queries: [B, D] float32. A query that is not finite finds nothing.
-            k: how many, at most `num_items`.
+            k: how many, at most `num_items`; a number, or a scalar int32 of a graph.
 
         Returns:
             [B, k] float32 inner products, falling, and [B, k] int32 rows. A column without an item
             has score -inf and row -1, and stands behind all items.
         """
+        k = tf.convert_to_tensor(k, tf.int32)
         usable = tf.reduce_all(tf.math.is_finite(queries), axis=1, keepdims=True)
         scores, rows = self.nearest(tf.where(usable, queries, 0.0), k)
         found = usable & (scores > -math.inf)  # False for NaN
-        missing = [[0, 0], [0, k - tf.shape(scores)[1]]]
-        scores = tf.pad(tf.where(found, scores, -math.inf), missing, constant_values=-math.inf)
-        rows = tf.pad(tf.where(found, rows, MISSING), missing, constant_values=MISSING)
-        return tf.ensure_shape(scores, [None, k]), tf.ensure_shape(rows, [None, k])
+        return pad_columns(tf.where(found, scores, -math.inf), tf.where(found, rows, MISSING), k)
 
     def search_arrays(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Does `search` outside a graph, on as many queries at a time as memory allows."""
-        step = max(1, _CELLS_AT_ONCE // self.num_items)
+        step = queries_at_once(self.kind, self.num_items)
         starts = range(0, max(len(queries), 1), step)
         parts = [self.search(tf.constant(queries[s : s + step]), k) for s in starts]
         scores, rows = (
@@ -106,11 +138,49 @@ class Search(tf.Module):
         return scores, rows
 
 
+def as_variable(vectors: np.ndarray | tf.Variable) -> tf.Variable:
+    """Returns vectors as a variable, which a SavedModel keeps in a file of its own."""
+    if isinstance(vectors, tf.Variable):
+        return vectors
+    return tf.Variable(vectors, trainable=False, name="item_vectors")
+
+
+def queries_at_once(kind: str, num_items: int, *, filtered: bool = False) -> int:
+    """Returns how many queries a search may be given, so that what it holds fits in memory.
+
+    Example:
+        >>> queries_at_once("exact", 2**20), queries_at_once("scann", 2**20)
+        (64, 4096)
+    """
+    if kind == "exact":
+        return max(1, _CELLS_AT_ONCE // num_items)
+    # A filter fetches up to a fiftieth of the corpus for each query.
+    return 256 if filtered else 4096
+
+
+def pad_columns(scores: tf.Tensor, rows: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Adds columns without an item until there are k: score -inf and row -1.
+
+    Args:
+        scores: [B, at most k] float32.
+        rows: [B, at most k] int32.
+        k: scalar int32.
+    """
+    missing = [[0, 0], [0, k - tf.shape(scores)[1]]]
+    scores = tf.pad(scores, missing, constant_values=-math.inf)
+    rows = tf.pad(rows, missing, constant_values=MISSING)
+    width = tf.get_static_value(k)
+    return tf.ensure_shape(scores, [None, width]), tf.ensure_shape(rows, [None, width])
+
+
 class ExactSearch(Search):
     """Scores every item. Equal scores keep the order of the catalogue.
 
     Args:
         vectors: [N, D] float32.
+
+    Attributes:
+        longest: the length of the longest vector.
 
     Example:
         >>> search = ExactSearch(np.array([[1.0, 0.0], [0.0, 2.0]], np.float32))
@@ -123,12 +193,17 @@ class ExactSearch(Search):
 
     def __init__(self, vectors: np.ndarray) -> None:
         super().__init__(*vectors.shape)
-        self._vectors = tf.Variable(vectors, trainable=False, name="item_vectors")
+        self.longest = float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max()))
+        self._vectors = as_variable(vectors)
 
-    def nearest(self, queries: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def nearest(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the k best of all scores."""
         best = tf.math.top_k(tf.matmul(queries, self._vectors, transpose_b=True), k)
         return best.values, best.indices
+
+    def vectors(self) -> tf.Tensor:
+        """Returns the vectors of all items, [N, D] float32."""
+        return self._vectors
 
     def stored(self) -> Search:
         """Returns itself: the vectors are a variable."""
@@ -144,23 +219,27 @@ class ScannSearch(Search):
     from k-means++, which ScaNN seeds with a constant, and not from its random choice.
 
     Args:
-        vectors: [N, D] float32.
-        settings: how to cut and search. `settings` may be exchanged for one that searches more or
-            fewer leaves.
+        vectors: [N, D] float32, or a variable of them, which is shared.
+        settings: how to cut and search. They may be exchanged for others of the same `num_leaves`.
     """
 
     kind = "scann"
 
-    def __init__(self, vectors: np.ndarray, settings: ScannSettings) -> None:
+    def __init__(self, vectors: np.ndarray | tf.Variable, settings: ScannSettings) -> None:
         super().__init__(*vectors.shape)
         self.settings = settings
-        self._searcher = _train_scann(vectors, settings)
+        self._vectors = as_variable(vectors)
+        self._searcher = _train_scann(self._vectors, settings)
 
-    def nearest(self, queries: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    def nearest(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns what ScaNN finds; fewer than k columns, or NaN, where the leaves hold no more."""
         some = tf.shape(queries)[0] > 0  # ScaNN fails on an empty batch
         nothing = tf.zeros([0, k], tf.float32), tf.zeros([0, k], tf.int32)
         return tf.cond(some, lambda: self._ask_scann(queries, k), lambda: nothing)
+
+    def vectors(self) -> tf.Tensor:
+        """Returns the vectors of all items, [N, D] float32."""
+        return self._vectors
 
     def stored(self) -> Search:
         """Returns a search of which ScaNN's whole state is in variables."""
@@ -170,17 +249,15 @@ class ScannSearch(Search):
         """Returns ScaNN's handle."""
         return self._searcher
 
-    def _ask_scann(self, queries: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
-        settings = self.settings
+    def _ask_scann(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        leaves, reorder = self.settings.depth_of(k)
         # Leaves of twice k items in all, so that a large k is filled as a rule.
-        leaves_for_k = 2 * k // (self.num_items // settings.num_leaves) + 1
-        result = self.searcher().search_batched(
+        leaves_for_k = 2 * k // (self.num_items // self.settings.num_leaves) + 1
+        result = self.searcher().search_batched_parallel(
             queries,
             final_num_neighbors=k,
-            pre_reorder_num_neighbors=min(
-                max(settings.min_reorder, settings.reorder_per_result * k), self.num_items
-            ),
-            leaves_to_search=min(max(settings.leaves_to_search, leaves_for_k), settings.num_leaves),
+            pre_reorder_num_neighbors=tf.minimum(tf.maximum(reorder, k), self.num_items),
+            leaves_to_search=tf.minimum(tf.maximum(leaves, leaves_for_k), self.settings.num_leaves),
         )
         return result.distances, result.indices
 
@@ -190,6 +267,7 @@ class _StoredScannSearch(ScannSearch):
         Search.__init__(self, search.num_items, search.width)
         self.settings = search.settings
         self._state = search.searcher().serialize_to_module()
+        self._vectors = self._state.dataset
 
     def stored(self) -> Search:
         return self
@@ -214,13 +292,14 @@ def scann_ops() -> Any:
     return operations
 
 
-def _train_scann(vectors: np.ndarray, settings: ScannSettings) -> Any:
+def _train_scann(vectors: tf.Variable, settings: ScannSettings) -> Any:
     builder = scann_ops().builder(vectors, 10, "dot_product")
     if settings.num_leaves == 1:
         return builder.score_brute_force().build()
-    builder = builder.tree(settings.num_leaves, settings.leaves_to_search, random_init=False)
+    depth = settings.depths[0]
+    builder = builder.tree(settings.num_leaves, depth.leaves, random_init=False)
     builder = builder.score_ah(
         settings.dimensions_per_block,
         anisotropic_quantization_threshold=settings.anisotropic_threshold,
     )
-    return builder.reorder(settings.min_reorder).build()
+    return builder.reorder(depth.reorder).build()

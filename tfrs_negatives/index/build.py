@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-import tensorflow as tf
 
-from tfrs_negatives.index.arguments import (
-    check_features,
-    check_k,
-    check_vectors,
-    is_positive_integer,
-)
+from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.index.answers import Answers, Corpus, GraphRetriever, padding_id
+from tfrs_negatives.index.arguments import FeatureSignature, check_features, is_positive_integer
 from tfrs_negatives.index.backends import (
-    MISSING,
     ExactSearch,
     IndexKind,
     ScannSearch,
     ScannSettings,
     Search,
+)
+from tfrs_negatives.index.filters import Groups
+from tfrs_negatives.index.probes import Probes, draw_probes, lowest_score_of_top
+from tfrs_negatives.index.tuning import tune
+from tfrs_negatives.index.vectors import (
+    check_item_vectors,
+    embed_features,
+    embed_items,
+    item_signature,
 )
 from tfrs_negatives.types import Features, RetrievalModel, bad_input
 
@@ -31,74 +37,71 @@ _log = logging.getLogger(__name__)
 _EXACT_BELOW = 20_000
 """Items up to which scoring all of them answers in about a millisecond, so that "auto" does."""
 
-_SAMPLE_QUERIES = 32
-"""Queries that an index keeps to check its export with."""
-
-
-class _Probes(NamedTuple):
-    vectors: np.ndarray
-    source: str
-    features: dict[str, np.ndarray]
-
 
 @dataclass(frozen=True)
-class Index:
+class Index(GraphRetriever):
     """Answers which items a query is most likely to want. Made by `build_index`.
 
     Attributes:
-        model: embeds the queries.
+        model: embeds queries and items.
+        ids: [N], of the rows.
         backend: finds the rows of the nearest items.
         recall: the share of the exact top k that the index finds: `k`, `recall`, `num_queries` and
             `probes`, which says where the queries came from.
         sample_features: a few query features, [n, ...] each, that an export is checked with.
+        groups: of the items, where it was built with `group_by`.
+        sweep: the settings that were tried, with recall and time; empty where nothing was tuned.
     """
 
     model: RetrievalModel
+    ids: np.ndarray
     backend: Search
     recall: dict[str, Any]
     sample_features: dict[str, np.ndarray]
-
-    def __len__(self) -> int:
-        return self.backend.num_items
+    groups: Groups | None = None
+    sweep: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def kind(self) -> IndexKind:
         """The kind of its backend, "exact" or "scann"."""
         return self.backend.kind
 
+    @functools.cached_property
+    def corpus(self) -> Corpus:
+        """What is to be known of its items."""
+        group_padding = None if self.groups is None else self.groups.padding
+        width, padding = self.backend.width, padding_id(self.ids)
+        return Corpus(len(self.ids), width, self.kind, padding, group_padding)
+
+    @functools.cached_property
+    def answers(self) -> Answers:
+        """The graph that answers."""
+        return Answers(self.backend, self.ids, self.groups)
+
+    @functools.cached_property
+    def functions(self) -> tuple[Any, Any]:
+        """`answer` and `contains`."""
+        return self.answers.functions()
+
     @property
-    def padding_id(self) -> int | str:
-        """The id of a column that holds no item: -1, or "" where ids are strings."""
-        return padding_id(self.model.items.ids)
+    def query_signature(self) -> FeatureSignature:
+        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
+        return self.model.query_signature
 
-    def top_k(self, features: Features, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Finds the best items for a batch of query features.
-
-        Args:
-            features: name -> [B, ...], exactly the features of the model's `query_signature`.
-            k: how many items, at most as many as the index holds.
-
-        Returns:
-            scores [B, k] float32, falling, and ids [B, k]. A column for which nothing was found
-            has score -inf and the id -1, or "" where ids are strings.
-
-        Raises:
-            InputError: if a feature is missing, unknown or malformed, or k is out of range.
-        """
-        return self.search(self.embed_query(features), k)
+    @functools.cached_property
+    def item_signature(self) -> FeatureSignature:
+        """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the item tower reads."""
+        return item_signature(self.model)
 
     def embed_query(self, features: Features) -> np.ndarray:
         """Returns [B, D] float32: the vectors of a batch of query features."""
-        tensors = check_features(features, self.model.query_signature)
-        vectors: np.ndarray = tf.cast(self.model.query_vectors(tensors), tf.float32).numpy()
-        return vectors
+        tensors = check_features(features, self.query_signature)
+        return embed_features(self.model.query_vectors, tensors)
 
-    def search(self, vectors: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Finds the best items for query vectors [B, D] of the retrieval space; see `top_k`."""
-        k = check_k(k, len(self), f"at most the {len(self)} items of the index")
-        queries = check_vectors(vectors, self.backend.width)
-        scores, rows = self.backend.search_arrays(queries, k)
-        return scores, np.where(rows == MISSING, self.padding_id, self.model.items.ids[rows])
+    def embed_item(self, features: Features) -> np.ndarray:
+        """Returns [m, D] float32: the vectors of a batch of item features, known or new."""
+        tensors = check_features(features, self.item_signature)
+        return embed_features(self.model.item_vectors, tensors)
 
 
 def build_index(
@@ -107,6 +110,10 @@ def build_index(
     kind: Literal["auto", "exact", "scann"] = "auto",
     target_recall: float = 0.95,
     recall_k: int = 10,
+    settings: ScannSettings | None = None,
+    group_by: str | np.ndarray | None = None,
+    ids: Any = None,
+    vectors: np.ndarray | str | Path | None = None,
     probe_queries: Features | None = None,
     num_probe_queries: int = 1000,
     batch_size: int = 4096,
@@ -114,15 +121,22 @@ def build_index(
 ) -> Index:
     """Embeds the catalogue of a model and indexes it.
 
-    A ScaNN index starts from a rule of thumb and doubles the leaves to search until the measured
-    recall reaches the target or all leaves are searched. The same vectors and seed give the same
-    index.
+    A ScaNN index is tuned: trees of several sizes, numbers of leaves to search and of candidates to
+    reorder are tried on the probe queries until the recall reaches the target, and the fastest is
+    kept. `Index.sweep` has all that was tried. The same vectors and settings give the same index;
+    which settings are the fastest may differ from run to run, so give `settings` to repeat one.
 
     Args:
         model: whose vectors live in a space where the score is the inner product.
         kind: "auto" is exact below 20,000 items, and where ScaNN is not installed.
         target_recall: share of the exact top `recall_k` that is to be found, 0 to 1; used by ScaNN.
         recall_k: the k at which recall is measured (the corpus, if that is smaller).
+        settings: how ScaNN is to cut and search; None tunes.
+        group_by: the catalogue's feature, or a value per item, that `allow_groups` is to filter by:
+            integers or strings.
+        ids: [N] of the items, where they are not those of the catalogue; then `vectors` is needed.
+        vectors: [N, D] of the items where they are embedded already, or the `.npy` file that
+            `embed_items` wrote, which is mapped into memory.
         probe_queries: query features to measure with, preferably of held-out queries. Without
             them the queries are item vectors plus noise of the same length, about 45 degrees away.
         num_probe_queries: how many queries are drawn from them.
@@ -136,45 +150,49 @@ def build_index(
 
     Example:
         >>> from types import SimpleNamespace
+        >>> import tensorflow as tf
         >>> from tfrs_negatives.encode.catalogue import ItemCatalogue
         >>> users, items = tf.eye(2), tf.constant([[3.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
+        >>> catalogue = ItemCatalogue(["a", "b", "c"], {"row": [0, 1, 2], "genre": ["x", "y", "y"]})
         >>> model = SimpleNamespace(
-        ...     items=ItemCatalogue(["a", "b", "c"], {"row": [0, 1, 2]}),
+        ...     items=catalogue,
         ...     similarity="dot",
         ...     query_signature={"user": tf.TensorSpec([None], tf.int64)},
         ...     query_vectors=lambda features: tf.gather(users, features["user"]),
         ...     item_vectors=lambda features: tf.gather(items, features["row"]),
         ... )
-        >>> scores, ids = build_index(model).top_k({"user": [0, 1]}, k=2)
+        >>> index = build_index(model, group_by="genre")
+        >>> scores, ids = index.top_k({"user": [0, 1]}, k=2)
         >>> ids.tolist(), scores.tolist()
         ([['a', 'c'], ['c', 'b']], [[3.0, 2.0], [2.0, 1.0]])
+        >>> index.top_k({"user": [0, 1]}, k=2, exclude=[["a"], []])[1].tolist()
+        [['c', 'b'], ['c', 'b']]
+        >>> index.top_k({"user": [0]}, k=2, allow_groups=["x"])[1].tolist()
+        [['a', '']]
     """
     counts = {"recall_k": recall_k, "batch_size": batch_size}
     _check_options(kind, target_recall, {**counts, "num_probe_queries": num_probe_queries})
-    _check_ids(model.items.ids)
-    vectors = embed_items(model, batch_size)
-    generator = np.random.default_rng(seed)
-    if probe_queries is None:
-        probes = _noisy_items(model, vectors, num_probe_queries, generator)
-    else:
-        queries = check_features(probe_queries, model.query_signature, argument="probe_queries")
-        probes = _given_queries(model, queries, num_probe_queries, generator)
+    ids = _check_ids(model, ids, vectors)
+    groups = None if group_by is None else _groups(model, group_by, len(ids))
+    if vectors is None:
+        vectors = embed_items(model, batch_size)
+    vectors = check_item_vectors(vectors, len(ids))
+    probes = draw_probes(model, vectors, probe_queries, count=num_probe_queries, seed=seed)
+    sweep: list[dict[str, Any]] = []
     k = min(recall_k, len(vectors))
     recall = {"k": k, "recall": 1.0, "num_queries": 0, "probes": "exact"}
     if _chosen_kind(kind, len(vectors)) == "exact":
         backend: Search = ExactSearch(vectors)
     else:
-        bar = _lowest_score_of_top_k(vectors, probes.vectors, k)
-        backend = ScannSearch(vectors, ScannSettings.rule_of_thumb(len(vectors)))
-        measured = _widen(backend, probes.vectors, bar, k, target_recall)
+        if settings is None:
+            backend, sweep, measured = tune(vectors, probes.vectors, k=k, target=target_recall)
+        else:
+            exact = ExactSearch(vectors)
+            backend = ScannSearch(exact.vectors(), settings)
+            measured = _measured_recall(backend, exact, probes, k)
         recall.update(recall=measured, num_queries=len(probes.vectors), probes=probes.source)
     _log.info("%s index of %d x %d vectors, recall %s", backend.kind, *vectors.shape, recall)
-    return Index(model, backend, recall, probes.features)
-
-
-def padding_id(ids: np.ndarray) -> int | str:
-    """Returns the id that stands for "no item" beside ids of this dtype."""
-    return "" if ids.dtype.kind == "U" else -1
+    return Index(model, ids, backend, recall, probes.features, groups, sweep)
 
 
 def _check_options(kind: str, target_recall: float, counts: dict[str, Any]) -> None:
@@ -187,9 +205,30 @@ def _check_options(kind: str, target_recall: float, counts: dict[str, Any]) -> N
             raise bad_input(name, "a positive integer", repr(count))
 
 
-def _check_ids(ids: np.ndarray) -> None:
+def _check_ids(model: RetrievalModel, ids: Any, vectors: Any) -> np.ndarray:
+    if ids is None:
+        ids = model.items.ids
+    elif vectors is None:
+        raise bad_input("vectors", "the vectors of these ids", None)
+    # A catalogue refuses ids that are no ids, or that occur twice.
+    ids = ids if ids is model.items.ids else ItemCatalogue(ids).ids
     if (ids == padding_id(ids)).any():
         raise bad_input("items", "no item with the id of 'no item'", repr(padding_id(ids)))
+    return ids
+
+
+def _groups(model: RetrievalModel, group_by: str | np.ndarray, num_items: int) -> Groups:
+    name, values = "group", group_by
+    if isinstance(group_by, str):
+        if group_by not in model.items.features:
+            raise bad_input("group_by", f"one of {sorted(model.items.features)}", repr(group_by))
+        name, values = group_by, model.items.features[group_by]
+    values = np.asarray(values)
+    values = values.astype(str) if values.dtype.kind in "OS" else values
+    if values.shape != (num_items,) or values.dtype.kind not in "iuU":
+        expected = f"{num_items} integers or strings, one per item"
+        raise bad_input("group_by", expected, f"{values.dtype} of shape {list(values.shape)}")
+    return Groups(name, values)
 
 
 def _chosen_kind(kind: str, num_items: int) -> str:
@@ -203,78 +242,7 @@ def _chosen_kind(kind: str, num_items: int) -> str:
     return "scann"
 
 
-def embed_items(model: RetrievalModel, batch_size: int) -> np.ndarray:
-    """Returns [N, D] float32: the vectors of the catalogue, `batch_size` items at a time.
-
-    Raises:
-        InputError: if they are not one finite vector per item, of one width.
-    """
-    vectors, start = np.empty([0, 0], np.float32), 0
-    for features in model.items.batches(batch_size):
-        chunk = tf.cast(model.item_vectors(features), tf.float32).numpy()
-        if start == 0 and chunk.ndim == 2:
-            vectors = np.empty([len(model.items), chunk.shape[1]], np.float32)
-        if chunk.ndim != 2 or chunk.shape[1] != vectors.shape[1] or chunk.shape[1] == 0:
-            raise bad_input("item_vectors", "one vector per item, of one width", chunk.shape)
-        broken = np.argwhere(~np.isfinite(chunk))
-        if len(broken):
-            item, value = model.items.ids[start + broken[0, 0]].item(), chunk[tuple(broken[0])]
-            raise bad_input("item_vectors", "finite numbers", f"{value} for the item {item!r}")
-        vectors[start : start + len(chunk)] = chunk
-        start += len(chunk)
-    return vectors
-
-
-def _noisy_items(
-    model: RetrievalModel, vectors: np.ndarray, count: int, generator: np.random.Generator
-) -> _Probes:
-    rows = generator.choice(len(vectors), min(count, len(vectors)), replace=False)
-    # As much noise as signal: a query is near the items it wants, but it is none of them.
-    scale = np.sqrt(np.mean(np.square(vectors)))
-    noise = generator.normal(0, scale or 1.0, [len(rows), vectors.shape[1]])
-    features = {name: _blank(spec) for name, spec in model.query_signature.items()}
-    return _Probes((vectors[rows] + noise).astype(np.float32), "item vectors with noise", features)
-
-
-def _blank(spec: tf.TensorSpec) -> np.ndarray:
-    # Zeros and empty strings are in the range of every feature that nothing else is known of.
-    fill = "" if spec.dtype == tf.string else spec.dtype.as_numpy_dtype(0)
-    return np.full([2, *(size or 1 for size in spec.shape[1:])], fill)
-
-
-def _given_queries(
-    model: RetrievalModel, queries: Features, count: int, generator: np.random.Generator
-) -> _Probes:
-    available = len(next(iter(queries.values())))
-    if not available:
-        raise bad_input("probe_queries", "at least one query", "none")
-    rows = np.sort(generator.choice(available, min(count, available), replace=False))
-    drawn = {name: tf.gather(column, rows) for name, column in queries.items()}
-    vectors = model.query_vectors(drawn)
-    features = {name: column[:_SAMPLE_QUERIES].numpy() for name, column in drawn.items()}
-    return _Probes(check_vectors(vectors, vectors.shape[-1]), "given queries", features)
-
-
-def _lowest_score_of_top_k(vectors: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
-    # What an item must score to be among the top k, [Q, 1]: an item that ties with the last one
-    # counts as found, and rounding, which grows with the lengths of both vectors, is allowed for.
-    scores, _ = ExactSearch(vectors).search_arrays(queries, k)
-    lengths = np.linalg.norm(queries, axis=1, keepdims=True) * np.linalg.norm(vectors, axis=1).max()
-    rounding = np.finfo(np.float32).eps * np.sqrt(vectors.shape[1])
-    return scores[:, -1:] - rounding * lengths
-
-
-def _widen(
-    search: ScannSearch, queries: np.ndarray, bar: np.ndarray, k: int, target: float
-) -> float:
-    while True:
-        scores, _ = search.search_arrays(queries, k)
-        recall = float((scores >= bar).mean())
-        settings = search.settings
-        if recall >= target:
-            return recall
-        if settings.leaves_to_search == settings.num_leaves:
-            _log.warning("recall at %d is %.3f, below the target of %s", k, recall, target)
-            return recall
-        leaves = min(2 * settings.leaves_to_search, settings.num_leaves)
-        search.settings = replace(settings, leaves_to_search=leaves)
+def _measured_recall(search: Search, exact: ExactSearch, probes: Probes, k: int) -> float:
+    bar = lowest_score_of_top(exact, probes.vectors, k)
+    scores, _ = search.search_arrays(probes.vectors, k)
+    return float((scores >= bar).mean())

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
@@ -20,14 +20,16 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from tfrs_negatives.files import drafted
 from tfrs_negatives.index.archive import is_export, write_manifest
-from tfrs_negatives.index.arguments import check_ks
-from tfrs_negatives.index.backends import MISSING, ScannSearch
+from tfrs_negatives.index.arguments import FeatureSignature, check_ks
+from tfrs_negatives.index.backends import ScannSearch
 from tfrs_negatives.index.build import Index
-from tfrs_negatives.types import FEATURE_NAME, RetrievalModel, bad_input
-
-_Step = Callable[[Any], Any]
+from tfrs_negatives.index.servable import FILTERS, Servable
+from tfrs_negatives.types import FEATURE_NAME, bad_input
 
 _PACKAGES = ("tfrs-negatives", "tensorflow", "tf_keras", "scann", "numpy")
+
+_SAMPLE_ITEMS = 32
+"""Items whose vectors are compared with those of the export."""
 
 _CHECK_SECONDS = 600
 """How long the other process may take to load an export and answer."""
@@ -47,11 +49,19 @@ def export_index(
 ) -> Path:
     """Writes an index as a SavedModel with a manifest.
 
-    Signatures: `top_K` for each K of `ks`, `serving_default`, which is that of the first one, and
-    `embed_query`. Inputs are named as the query features; outputs are `scores` and `ids`, or
-    `vectors`. Everything is written beside the target, loaded and queried there by another
-    process, and only then renamed. Whatever fails, nothing stays behind and an export that is to
-    be replaced stays as it is.
+    Signatures: `top_K` for each K of `ks`; `serving_default`, which is that of the first one;
+    `with_exclusions` (`exclude`, [B, E] ids), `with_allowed` (`allow`, and `exclude`) and, for an
+    index with groups, `with_allowed_groups` (`allow_groups`, and `exclude`), which answer with the
+    largest K; `embed_query` and `embed_item`. Shorter lists are filled up with the padding of the
+    manifest. Inputs are named as the features; outputs are `scores` and `ids`, or `vectors`.
+    `load_index` answers any k and any set of filters.
+
+    Everything is written beside the target, loaded and queried there by another process, and only
+    then renamed. Whatever fails, nothing stays behind and an export that is to be replaced stays
+    as it is.
+
+    An export of an exact index has no operation but TensorFlow's own, and so loads in TensorFlow
+    Serving; the manifest lists the others under `custom_ops`.
 
     Args:
         index: made by `build_index`.
@@ -72,7 +82,7 @@ def export_index(
     # A link stays a link: what it points to is replaced.
     target = Path(path).resolve()
     ks = check_ks(ks, len(index))
-    _check_names(index.model)
+    _check_names(index)
     _check_target(target, overwrite)
     with drafted(target, argument="path") as work:
         _write(index, work, ks)
@@ -81,64 +91,16 @@ def export_index(
     return Path(path)
 
 
-class _Servable(tf.Module):
-    """What an export consists of: the vectors, the ids, and what the query tower reads."""
-
-    def __init__(self, index: Index) -> None:
-        super().__init__()
-        self._search = index.backend.stored()
-        self._ids = tf.Variable(index.model.items.ids, trainable=False, name="ids")
-        self._padding_id = tf.constant(index.padding_id, self._ids.dtype)
-        self._features = {
-            name: tf.TensorSpec(spec.shape, spec.dtype, name=name)
-            for name, spec in index.model.query_signature.items()
-        }
-        embed = tf.function(index.model.query_vectors)
-        self._embed: _Step = lambda features: tf.cast(embed(features), tf.float32)
-        self._query_state = _state_of(index.model, self._trace(self._embed))
-
-    def signatures(self, ks: tuple[int, ...]) -> dict[str, Any]:
-        """Returns the concrete functions of the export by name."""
-        functions = {f"top_{k}": self._trace(self._top_k(k)) for k in ks}
-        functions["serving_default"] = functions[f"top_{ks[0]}"]
-        functions["embed_query"] = self._trace(lambda features: {"vectors": self._embed(features)})
-        return functions
-
-    def _top_k(self, k: int) -> _Step:
-        def answer(features: Any) -> dict[str, tf.Tensor]:
-            scores, rows = self._search.search(self._embed(features), k)
-            found = tf.gather(self._ids, tf.maximum(rows, 0))
-            return {"scores": scores, "ids": tf.where(rows == MISSING, self._padding_id, found)}
-
-        return answer
-
-    def _trace(self, function: _Step) -> Any:
-        return tf.function(function).get_concrete_function(self._features)
-
-
-def _state_of(model: RetrievalModel, embed: Any) -> list[Any]:
-    # Only what the query tower reads: not the item tower, not the optimizer, no sampler's tables.
-    captured = {id(tensor) for tensor in embed.captured_inputs}
-    state = list(embed.variables)
-    if isinstance(model, tf.Module):
-        state += [
-            part
-            for part in tf.train.TrackableView(model).descendants()
-            if isinstance(part, tf.saved_model.experimental.TrackableResource)
-            and id(part.resource_handle) in captured
-        ]
-    return state
-
-
 def _write(index: Index, folder: Path, ks: tuple[int, ...]) -> None:
-    servable = _Servable(index)
-    tf.saved_model.save(servable, str(folder), signatures=servable.signatures(ks))
-    description = _describe(index, ks)
-    write_manifest(folder, {**description, "custom_ops": _custom_ops(folder)})
+    servable = Servable(index)
+    signatures = servable.signatures(ks)
+    tf.saved_model.save(servable, str(folder), signatures=signatures)
+    found = {"signatures": sorted(signatures), "custom_ops": _custom_ops(folder)}
+    write_manifest(folder, {**_describe(index, ks), **found})
 
 
 def _describe(index: Index, ks: tuple[int, ...]) -> dict[str, Any]:
-    backend = index.backend
+    backend, groups = index.backend, index.groups
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {name: _version(name) for name in _PACKAGES},
@@ -149,13 +111,20 @@ def _describe(index: Index, ks: tuple[int, ...]) -> dict[str, Any]:
         "ks": list(ks),
         "id_dtype": "int64" if isinstance(index.padding_id, int) else "string",
         "padding": {"id": index.padding_id, "score": "-inf"},
-        "query_features": [
-            {"name": name, "dtype": spec.dtype.name, "shape": spec.shape.as_list()}
-            for name, spec in index.model.query_signature.items()
-        ],
+        "group_by": None if groups is None else {"name": groups.name, "padding": groups.padding},
+        "query_features": _describe_features(index.query_signature),
+        "item_features": _describe_features(index.item_signature),
         "scann": asdict(backend.settings) if isinstance(backend, ScannSearch) else None,
         "recall": index.recall,
+        "sweep": index.sweep,
     }
+
+
+def _describe_features(signature: FeatureSignature) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+        for name, spec in signature.items()
+    ]
 
 
 def _version(package: str) -> str | None:
@@ -174,14 +143,22 @@ def _custom_ops(folder: Path) -> list[str]:
 
 
 def _check(index: Index, folder: Path, ks: tuple[int, ...]) -> None:
-    answers = _ask_other_process(folder, index.sample_features)
+    items = {
+        name: index.model.items.features[name][:_SAMPLE_ITEMS] for name in index.item_signature
+    }
+    answers = _ask_other_process(folder, index.sample_features, items)
     vectors = index.embed_query(index.sample_features)
-    if not np.allclose(answers["vectors"], vectors, rtol=1e-3, atol=1e-5):
-        raise ExportError("the export embeds queries differently from the index in memory")
+    for name, embedded in {"vectors": vectors, "item_vectors": index.embed_item(items)}.items():
+        if not np.allclose(answers[name], embedded, rtol=1e-3, atol=1e-5):
+            raise ExportError(f"the export embeds differently from the index in memory: {name}")
     for k in ks:
         expected = index.search(vectors, k)
         if not same_answers(expected, (answers[f"scores_{k}"], answers[f"ids_{k}"])):
             raise ExportError(f"the export answers differently from the index in memory at k={k}")
+    k = max(ks)
+    expected = index.search(vectors, k, exclude=answers[f"ids_{k}"][:, ::2])
+    if not same_answers(expected, (answers["scores_rest"], answers["ids_rest"])):
+        raise ExportError("the export excludes differently from the index in memory")
 
 
 def same_answers(
@@ -216,7 +193,9 @@ def _close(left: Any, right: Any) -> Any:
     return np.isclose(left, right, rtol=1e-4, atol=1e-5)
 
 
-def _ask_other_process(folder: Path, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _ask_other_process(
+    folder: Path, features: dict[str, np.ndarray], items: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     package_root = Path(__file__).parents[2]
     environment = {
         **os.environ,
@@ -227,9 +206,12 @@ def _ask_other_process(folder: Path, features: dict[str, np.ndarray]) -> dict[st
     }
     with tempfile.TemporaryDirectory() as scratch:
         queries, answers = Path(scratch, "queries.npz"), Path(scratch, "answers.npz")
+        named = {f"feature_{n}": a for n, a in features.items()}
+        named |= {f"item_{n}": a for n, a in items.items()}
         # Strings as bytes: an array of objects would have to be pickled.
         plain: dict[str, Any] = {
-            f"feature_{n}": a.astype("S") if a.dtype == object else a for n, a in features.items()
+            n: np.char.encode(a.astype(str), "utf-8") if a.dtype.kind in "OU" else a
+            for n, a in named.items()
         }
         np.savez(queries, **plain)
         arguments = [str(folder), str(queries), str(answers)]
@@ -251,10 +233,15 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
         raise ExportError(f"the export failed in another process: {last}") from error
 
 
-def _check_names(model: RetrievalModel) -> None:
-    for name in model.query_signature:
-        if not re.fullmatch(FEATURE_NAME, name):
-            raise bad_input("query_signature", "feature names of letters, digits and _", repr(name))
+def _check_names(index: Index) -> None:
+    signatures = {"query_signature": index.query_signature, "items": index.item_signature}
+    for argument, signature in signatures.items():
+        for name in signature:
+            if not re.fullmatch(FEATURE_NAME, name):
+                raise bad_input(argument, "feature names of letters, digits and _", repr(name))
+    taken = sorted(set(FILTERS) & index.query_signature.keys())
+    if taken:
+        raise bad_input("query_signature", f"no feature named as a filter, {FILTERS}", taken)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

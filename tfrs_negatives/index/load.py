@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfrs_negatives.index.answers import Corpus, GraphRetriever, plain_ids
 from tfrs_negatives.index.archive import read_manifest
-from tfrs_negatives.index.arguments import check_features, check_k
+from tfrs_negatives.index.arguments import FeatureSignature, check_features
 from tfrs_negatives.index.backends import scann_ops
-from tfrs_negatives.types import Features
+from tfrs_negatives.types import Features, bad_input
 
 
-class LoadedIndex:
+class LoadedIndex(GraphRetriever):
     """An exported index. Made by `load_index`.
 
     Attributes:
@@ -25,40 +26,74 @@ class LoadedIndex:
         # The signatures do not keep alive the variables that they read.
         self._module = module
         self.manifest = manifest
-        self._query_signature = {
-            feature["name"]: tf.TensorSpec(feature["shape"], feature["dtype"])
-            for feature in manifest["query_features"]
-        }
+        self._query_signature = _signature(manifest["query_features"])
+        self._item_signature = _signature(manifest["item_features"])
+        groups = manifest["group_by"]
+        self._corpus = Corpus(
+            num_items=manifest["num_items"],
+            width=manifest["width"],
+            kind=manifest["kind"],
+            padding_id=manifest["padding"]["id"],
+            group_padding=None if groups is None else groups["padding"],
+        )
 
-    def top_k(self, features: Features, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Finds the best items for a batch of query features.
+    @property
+    def corpus(self) -> Corpus:
+        """What is to be known of its items."""
+        return self._corpus
 
-        Args:
-            features: name -> [B, ...], exactly the features that the manifest lists.
-            k: how many items, at most the largest exported k. The answer is the head of that for
-                the smallest exported k that is large enough.
+    @property
+    def functions(self) -> tuple[Any, Any]:
+        """`answer` and `contains`, restored."""
+        return self._module.answer, self._module.contains
 
-        Returns:
-            scores [B, k] float32, falling, and ids [B, k]. A column for which nothing was found
-            has score -inf and the id -1, or "" where ids are strings.
+    @property
+    def query_signature(self) -> FeatureSignature:
+        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
+        return self._query_signature
 
-        Raises:
-            InputError: if a feature is missing, unknown or malformed, or k is out of range.
-        """
-        ks = sorted(self.manifest["ks"])
-        k = check_k(k, ks[-1], f"at most {ks[-1]}: exported were {ks}")
-        exported = next(candidate for candidate in ks if candidate >= k)
-        answer = self._call(f"top_{exported}", features)
-        return answer["scores"].numpy()[:, :k], _plain_ids(answer["ids"].numpy()[:, :k])
+    @property
+    def item_signature(self) -> FeatureSignature:
+        """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the item tower reads."""
+        return self._item_signature
 
     def embed_query(self, features: Features) -> np.ndarray:
         """Returns [B, D] float32: the vectors of a batch of query features."""
-        vectors: np.ndarray = self._call("embed_query", features)["vectors"].numpy()
+        tensors = check_features(features, self._query_signature)
+        vectors: np.ndarray = self._module.signatures["embed_query"](**tensors)["vectors"].numpy()
         return vectors
 
-    def _call(self, signature: str, features: Features) -> dict[str, tf.Tensor]:
+    def embed_item(self, features: Features) -> np.ndarray:
+        """Returns [m, D] float32: the vectors of a batch of item features, known or new."""
+        tensors = check_features(features, self._item_signature)
+        vectors: np.ndarray = self._module.signatures["embed_item"](**tensors)["vectors"].numpy()
+        return vectors
+
+    def call(
+        self, signature: str, features: Features, **lists: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Asks one signature, as a server of SavedModels does.
+
+        Args:
+            signature: "top_K", "serving_default", "with_exclusions", "with_allowed" or
+                "with_allowed_groups".
+            features: name -> [B, ...] of the queries.
+            **lists: the filters that the signature takes, [B, W] each.
+
+        Returns:
+            scores [B, K] and ids [B, K].
+
+        Raises:
+            InputError: if there is no such signature, or a feature is malformed.
+        """
+        answering = [name for name in self.manifest["signatures"] if not name.startswith("embed_")]
+        if signature not in answering:
+            raise bad_input("signature", f"one of {answering}", repr(signature))
         tensors = check_features(features, self._query_signature)
-        return self._module.signatures[signature](**tensors)
+        answer = self._module.signatures[signature](
+            **tensors, **{name: tf.constant(lists[name]) for name in lists}
+        )
+        return answer["scores"].numpy(), plain_ids(answer["ids"].numpy())
 
 
 def load_index(path: str | Path) -> LoadedIndex:
@@ -81,5 +116,5 @@ def load_index(path: str | Path) -> LoadedIndex:
     return LoadedIndex(tf.saved_model.load(str(folder)), manifest)
 
 
-def _plain_ids(ids: np.ndarray) -> np.ndarray:
-    return np.char.decode(ids.astype("S"), "utf-8") if ids.dtype == object else ids
+def _signature(features: list[dict[str, Any]]) -> dict[str, tf.TensorSpec]:
+    return {f["name"]: tf.TensorSpec(f["shape"], f["dtype"]) for f in features}

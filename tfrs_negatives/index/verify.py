@@ -1,7 +1,9 @@
 """The other process of an export's check: `python -m tfrs_negatives.index.verify FOLDER IN OUT`.
 
-It loads the export in FOLDER, asks it the query features of the archive IN, and writes its answers
-to the archive OUT: `vectors`, and `scores_K` and `ids_K` for each exported K.
+It loads the export in FOLDER, asks its signatures the features of the archive IN as a server
+would, and writes the answers to the archive OUT: `vectors`, `item_vectors`, `scores_K` and `ids_K`
+for each exported K, and `scores_rest` and `ids_rest`, where every other id of the largest K is
+excluded.
 """
 
 from __future__ import annotations
@@ -18,10 +20,19 @@ def main(folder: str, queries: str, answers: str) -> None:
     """Writes the answers of an export to some queries."""
     index = load_index(folder)
     with np.load(queries, allow_pickle=False) as archive:
-        features = {name.removeprefix("feature_"): archive[name] for name in archive.files}
-    results: dict[str, Any] = {"vectors": index.embed_query(features)}
+        features, items = (
+            {n.removeprefix(kind): archive[n] for n in archive.files if n.startswith(kind)}
+            for kind in ("feature_", "item_")
+        )
+    results: dict[str, Any] = {
+        "vectors": index.embed_query(features),
+        "item_vectors": index.embed_item(items),
+    }
     for k in index.manifest["ks"]:
-        results[f"scores_{k}"], results[f"ids_{k}"] = index.top_k(features, k)
+        results[f"scores_{k}"], results[f"ids_{k}"] = index.call(f"top_{k}", features)
+    seen = results[f"ids_{max(index.manifest['ks'])}"][:, ::2]
+    rest = index.call("with_exclusions", features, exclude=seen)
+    results["scores_rest"], results["ids_rest"] = rest
     np.savez(answers, **results)
 
 

@@ -25,7 +25,7 @@ from tfrs_negatives.evaluation.held_out import Pairs
 from tfrs_negatives.files import drafted_file
 from tfrs_negatives.index import Index, build_index
 from tfrs_negatives.index.arguments import check_vectors
-from tfrs_negatives.index.build import embed_items
+from tfrs_negatives.index.vectors import embed_items
 from tfrs_negatives.mining.rules import Choice, Found, MiningRules, MiningSummary, apply_rules
 from tfrs_negatives.score.known_positives import KnownPositives
 from tfrs_negatives.types import EMPTY_ID, Columns, RetrievalModel, bad_input
