@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tfrs_negatives import __version__
+from tfrs_negatives.serving.command import serve
 from tfrs_negatives.types import InputError, bad_input
 
 app = typer.Typer(
@@ -321,6 +322,9 @@ def recommend(
     from tfrs_negatives.progress import print_records
 
     print_records(records, title=f"for {query}")
+
+
+app.command()(serve)
 
 
 @app.command()

@@ -14,9 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tensorflow as tf
 
 from tfrs_negatives.batching import RefreshClusters
@@ -24,12 +21,19 @@ from tfrs_negatives.callbacks import Checkpoints, EpochClock, HistoryFile
 from tfrs_negatives.config import ColumnsConfig, RunConfig, load_config
 from tfrs_negatives.datasets import Interactions, ItemTable, LogColumns, RetrievalData, load
 from tfrs_negatives.evaluation import Evaluation, TopKEvaluation, evaluate
-from tfrs_negatives.files import draft_of, write_text
+from tfrs_negatives.files import write_text
 from tfrs_negatives.index import Index, build_index, export_index, load_index
 from tfrs_negatives.index.archive import read_manifest
 from tfrs_negatives.mining import MiningRules, MiningSummary, mine_hard_negatives
 from tfrs_negatives.model_builder import build_batches, build_model
 from tfrs_negatives.run_folder import begin_run, check_log, is_trained, reopen_run
+from tfrs_negatives.run_tables import (
+    KnownItems,
+    read_columns,
+    read_items,
+    read_queries,
+    write_columns,
+)
 from tfrs_negatives.train.two_tower import TwoTower
 from tfrs_negatives.types import bad_input
 
@@ -292,44 +296,27 @@ def recommend(
     if not (folder / "index").is_dir():
         raise bad_input("run", "a run with an index: `tfrs-negatives index RUN` builds it", folder)
     index = load_index(folder / "index")
-    features = _find_queries(folder, queries)
+    features = read_queries(folder).take(queries)
     names = [feature["name"] for feature in index.manifest["query_features"]]
     k = min(10, max(index.manifest["ks"])) if k is None else k
     scores, ids = index.top_k({name: features[name] for name in names}, k)
-    items = read_columns(folder / "items.parquet")
+    items = read_items(folder)
     answers = zip(queries, ids.tolist(), scores.tolist(), strict=True)
     return {query: _records(items, row_ids, row_scores) for query, row_ids, row_scores in answers}
 
 
-def _records(
-    items: Mapping[str, np.ndarray], ids: list[Any], scores: list[float]
-) -> list[dict[str, Any]]:
-    row_of = {item: row for row, item in enumerate(items["id"].tolist())}
+def _records(items: KnownItems, ids: list[Any], scores: list[float]) -> list[dict[str, Any]]:
     return [
         {
             "rank": rank,
             "id": item,
-            **({"title": str(items["title"][row_of[item]])} if "title" in items else {}),
+            **({} if items.title(item) is None else {"title": items.title(item)}),
             "score": round(score, 4),
-            "training_events": int(items["training_events"][row_of[item]]),
+            "training_events": events,
         }
         for rank, (item, score) in enumerate(zip(ids, scores, strict=True), 1)
-        if item in row_of
+        if (events := items.training_events(item)) is not None
     ]
-
-
-def _find_queries(folder: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    queries = read_columns(folder / "queries.parquet")
-    key = pq.read_schema(folder / "queries.parquet").metadata[b"query_key"].decode()
-    if not key:
-        raise bad_input("run", "a run of a log with a query_key", folder)
-    row_of = {query: row for row, query in enumerate(queries[key].astype(str).tolist())}
-    for query in wanted:
-        if query not in row_of:
-            known = ", ".join(list(row_of)[:3])
-            raise bad_input("query", f"a {key} of the training log, such as {known}", repr(query))
-    rows = [row_of[query] for query in wanted]
-    return {name: column[rows] for name, column in queries.items()}
 
 
 def _check_ks(config: RunConfig, num_items: int) -> None:
@@ -348,25 +335,6 @@ def _write_run(data: RetrievalData, model: TwoTower, metrics: dict[str, Any], wo
     write_columns(work / "items.parquet", items)
     # The last file: where it is, the others are there.
     write_text(work / "metrics.json", _to_json(metrics))
-
-
-def write_columns(path: Path, columns: Mapping[str, np.ndarray], **metadata: str) -> None:
-    """Writes arrays [E] or [E, W] as a Parquet file; a row of several values becomes a list."""
-    table = pa.table(
-        {n: pa.array(c.tolist() if c.ndim > 1 else c) for n, c in columns.items()}
-    ).replace_schema_metadata(metadata)
-    draft = draft_of(path)
-    pq.write_table(table, draft)
-    draft.rename(path)
-
-
-def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays that `write_columns` wrote."""
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise bad_input("run", f"a run folder with {path.name}", path.parent) from error
-    return {name: np.array(table[name].to_pylist()) for name in table.column_names}
 
 
 def _to_json(record: Mapping[str, Any]) -> str:

@@ -15,9 +15,10 @@ from tfrs_negatives.comparison.statistics import QueryScores
 from tfrs_negatives.comparison.variants import Variants, folder_names, with_seed
 from tfrs_negatives.config import RunConfig, load_config
 from tfrs_negatives.datasets import RetrievalData
-from tfrs_negatives.experiments import load_data, read_columns, resume_run, train_run
+from tfrs_negatives.experiments import load_data, resume_run, train_run
 from tfrs_negatives.progress import EpochProgress
 from tfrs_negatives.run_folder import unfinished_of
+from tfrs_negatives.run_tables import read_columns
 from tfrs_negatives.types import bad_input
 
 POINTS_PER_CURVE = 10
