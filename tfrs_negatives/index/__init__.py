@@ -28,13 +28,17 @@ Example:
 from tfrs_negatives.index.build import Index, build_index
 from tfrs_negatives.index.delta import DeltaIndex
 from tfrs_negatives.index.export import ExportError, export_index
+from tfrs_negatives.index.live import LiveIndex
 from tfrs_negatives.index.load import LoadedIndex, load_index
+from tfrs_negatives.index.shards import ShardedIndex
 
 __all__ = [
     "DeltaIndex",
     "ExportError",
     "Index",
+    "LiveIndex",
     "LoadedIndex",
+    "ShardedIndex",
     "build_index",
     "export_index",
     "load_index",

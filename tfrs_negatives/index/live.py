@@ -137,7 +137,14 @@ class LiveIndex(Retriever):
 
     @classmethod
     def of(cls, index: Index) -> LiveIndex:
-        """Makes an index in memory one that changes, with the settings it was tuned to."""
+        """Makes an index in memory one that changes, with the settings it was tuned to.
+
+        Raises:
+            InputError: if it has groups, which could not be kept.
+        """
+        if index.groups is not None:
+            expected = "an index that was built without `group_by`"
+            raise bad_input("index", expected, f"one with groups by {index.groups.name!r}")
         backend = index.backend
         settings = backend.settings if isinstance(backend, ScannSearch) else None
         vectors = backend.vectors().numpy()
@@ -256,7 +263,11 @@ class LiveIndex(Retriever):
                 current.rows.delete(ids.tolist())
 
     def snapshot(self) -> LiveItems:
-        """Returns a copy of all items at one moment, to build and export an index from."""
+        """Returns a copy of all items at one moment.
+
+        `build_index(index.model, ids=items.ids, vectors=items.vectors)` makes an index of them
+        that can be exported.
+        """
         return self._current.items()
 
     def rebalance(self) -> None:

@@ -151,7 +151,8 @@ class LiveRows:
             answer = self._among(queries, k, excluded, allowed)
         else:
             excluded = np.full([1, 0], MISSING) if excluded is None else excluded
-            depth = k + excluded.shape[1]
+            # Ids that are no items take nothing away.
+            depth = k + int((excluded != MISSING).sum(axis=1).max(initial=0))
             if self._scann is None or depth * _DEEPEST_SHARE > len(self) or not len(queries):
                 answer = self._exact(queries, k, excluded)
             else:
@@ -189,9 +190,7 @@ class LiveRows:
         scores, rows = (np.concatenate(c) for c in zip(*[*answers, empty], strict=True))
         return scores, rows
 
-    def _approximate(
-        self, queries: np.ndarray, k: int, depth: int, excluded: np.ndarray
-    ) -> Answer:
+    def _approximate(self, queries: np.ndarray, k: int, depth: int, excluded: np.ndarray) -> Answer:
         """Asks ScaNN for as many as the lists may take away, and scores what came last."""
         scores, rows = self._ask_scann(queries, depth)
         gone = np.broadcast_to(excluded, [len(queries), excluded.shape[1]])
