@@ -59,12 +59,12 @@ def test_shards_answer_as_one_index_does(sizes, k, exclude, allow, groups, as_st
         return rows if isinstance(lists, tuple) else rows[0], rows * (1 if len(rows) == 3 else 3)
 
     handed, expected = {}, {}
-    for name, values, given in (
+    for name, values, drawn in (
         ("exclude", names, exclude),
         ("allow", names, allow),
         ("allow_groups", range(21), groups),
     ):
-        handed[name], expected[name] = each(given, values)
+        handed[name], expected[name] = each(drawn, values)
     scores, ids = index.search(QUERIES, k, **handed)
     wanted_scores, wanted = brute_force(table, QUERIES, k, padding=index.padding_id, **expected)
     assert scores.shape == (3, k)

@@ -41,7 +41,7 @@ class LiveItems(NamedTuple):
 
 
 class _Generation:
-    """A model and the items as this model embeds them. A search uses one from its start to its end."""
+    """A model and the items as it embeds them. A search uses one from its start to its end."""
 
     def __init__(
         self, model: RetrievalModel, items: LiveItems, settings: ScannSettings | None

@@ -1,7 +1,7 @@
 """Items that change under a search: ids, vectors and ScaNN's own rows kept in step.
 
-A row is the place of an item, 0 to N - 1, the same here and in ScaNN. An item that is deleted leaves
-its row to the last one. Nothing here is safe beside a change: `LiveIndex` holds the lock.
+A row is the place of an item, 0 to N - 1, the same here and in ScaNN. An item that is deleted
+leaves its row to the last one. Nothing here is safe beside a change: `LiveIndex` holds the lock.
 """
 
 from __future__ import annotations
