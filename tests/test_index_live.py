@@ -186,10 +186,10 @@ def test_leaves_that_hold_too_few_are_filled_up():
     tuned = ScannSettings(num_leaves=4, depths=(Depth(k=110, leaves=1, reorder=110),))
     index = LiveIndex(ids, vectors, model=model_of(ids, vectors), settings=tuned)
     query = np.array([[1, 0]], np.float32)
-    for given in (None, ids[150:160]):
-        scores, found = index.search(query, 100, exclude=given)
+    for gone in (None, ids[150:160]):
+        scores, found = index.search(query, 100, exclude=gone)
         best = np.argsort(-vectors[:, 0], kind="stable")
-        best = best[~np.isin(best, [] if given is None else given)][:100]
+        best = best[~np.isin(best, [] if gone is None else gone)][:100]
         np.testing.assert_allclose(scores[0], vectors[best, 0], rtol=1e-5)
         assert set(found[0]) == set(best)
 
@@ -319,7 +319,42 @@ def test_every_answer_is_wholly_of_one_model(count):
         assert set.union(*[reader.result() for reader in readers]) == {1, 9}
 
 
+def test_a_query_that_a_refresh_overtakes_is_answered_with_the_old_model():
+    ids = [item_id(n) for n in range(30)]
+    old, new = (model_of(ids, POOL[:30], scale=scale) for scale in (1.0, 3.0))
+    index = LiveIndex(ids, POOL[:30], model=old)
+    embed = old.query_vectors
+
+    def embed_slowly(features):
+        index.refresh(new)
+        return embed(features)
+
+    old.query_vectors = embed_slowly
+    best = np.sort(QUERIES @ POOL[:30].T)[:, ::-1]
+    for factor in (1, 9):
+        scores, _ = index.top_k({"vector": QUERIES}, 30)
+        np.testing.assert_allclose(scores, factor * best, rtol=1e-4, atol=1e-5)
+
+
 # ------------------------------------------------------------------ threads
+
+
+def test_searches_and_changes_wait_for_each_other():
+    index = make(30)
+    lock = index._current.lock
+    actions = [
+        (lock.writing, lambda: index.search(QUERIES, 3)),
+        (lock.writing, lambda: index.contains([5])),
+        (lock.writing, index.snapshot),
+        (lock.reading, lambda: index.upsert([500], POOL[:1])),
+        (lock.reading, lambda: index.delete([6])),
+    ]
+    with ThreadPoolExecutor(1) as pool:
+        for held, action in actions:
+            with held():
+                task = pool.submit(action)
+                assert not wait([task], timeout=0.05).done
+            task.result(timeout=5)
 
 
 def test_readers_and_writers_at_once():
@@ -339,7 +374,7 @@ def test_readers_and_writers_at_once():
 
     def read():
         count = 0
-        while not stop.wait(0.001):
+        while not stop.wait(0.005):
             gone = deleted.copy()
             scores, ids = index.search(QUERIES, 20)
             assert not gone & set(ids.flat)

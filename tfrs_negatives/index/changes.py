@@ -149,7 +149,7 @@ class ChangeLog:
         self._row_of.update((item, len(alive) + row) for row, item in enumerate(ids.tolist()))
         self._ids.append(ids)
         self._vectors.append(vectors)
-        if self._groups is not None:
+        if self._groups is not None and rows_of_groups is not None:
             self._groups.append(rows_of_groups)
         self._num_new += int((~in_frozen).sum())
         self._publish(np.concatenate([alive, np.ones(len(ids), bool)]))
@@ -178,7 +178,7 @@ class ChangeLog:
         """Returns [count] groups; makes the column with the first groups that are given."""
         if groups is None and self._groups is None:
             return None
-        kind = self._groups.view().dtype.kind if self._groups else _kind_of(groups)
+        kind = _kind_of(groups) if self._groups is None else self._groups.view().dtype.kind
         if groups is None:
             return np.full([count], _NO_GROUP[kind])
         lists = check_lists(groups, -1, argument="groups", padding=_NO_GROUP[kind])
@@ -208,7 +208,8 @@ class ChangeLog:
         # Into new arrays: the old ones belong to the readers of earlier snapshots.
         self._ids = GrowingArray(self._ids.view()[alive])
         self._vectors = GrowingArray(self._vectors.view()[alive])
-        self._groups = self._groups and GrowingArray(self._groups.view()[alive])
+        if self._groups is not None:
+            self._groups = GrowingArray(self._groups.view()[alive])
         self._row_of = {item: row for row, item in enumerate(self._ids.view().tolist())}
         return np.ones(len(self._ids), bool)
 
