@@ -270,10 +270,18 @@ class LiveIndex(Retriever):
         """
         return self._current.items()
 
-    def rebalance(self) -> None:
-        """Cuts the leaves anew for the items that there are now."""
+    def rebalance(self, *, settings: ScannSettings | None = None) -> None:
+        """Cuts the leaves anew for the items that there are now.
+
+        Args:
+            settings: how to cut and search from now on; None for the same as before. Items that
+                have drifted far may need a search of more leaves for the same recall: an index that
+                `build_index` makes of a `snapshot` is tuned to them, and says how in
+                `backend.settings`.
+        """
         with self._changing:
             current = self._current
+            self._settings = settings or self._settings
             self._current = _Generation(current.model, current.items(), self._settings)
 
     def refresh(
