@@ -305,9 +305,7 @@ def test_another_export_takes_over_under_load_without_failure_or_mixture(tmp_pat
 
             async def keep_exporting():
                 for n in range(1, 6):
-                    await asyncio.to_thread(
-                        write_export, folder / "index", offset=1000 * n, seed=n
-                    )
+                    await asyncio.to_thread(write_export, folder / "index", offset=1000 * n, seed=n)
                     while deployment.num_swaps < n:
                         await asyncio.sleep(0.005)
                     await asyncio.sleep(0.02)

@@ -149,7 +149,7 @@ class ChangeLog:
         self._row_of.update((item, len(alive) + row) for row, item in enumerate(ids.tolist()))
         self._ids.append(ids)
         self._vectors.append(vectors)
-        if self._groups is not None:
+        if self._groups is not None and rows_of_groups is not None:
             self._groups.append(rows_of_groups)
         self._num_new += int((~in_frozen).sum())
         self._publish(np.concatenate([alive, np.ones(len(ids), bool)]))

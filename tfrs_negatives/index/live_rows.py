@@ -1,7 +1,7 @@
 """Items that change under a search: ids, vectors and ScaNN's own rows kept in step.
 
-A row is the place of an item, 0 to N - 1, the same here and in ScaNN. An item that is deleted leaves
-its row to the last one. Nothing here is safe beside a change: `LiveIndex` holds the lock.
+A row is the place of an item, 0 to N - 1, the same here and in ScaNN. An item that is deleted
+leaves its row to the last one. Nothing here is safe beside a change: `LiveIndex` holds the lock.
 """
 
 from __future__ import annotations
@@ -189,9 +189,7 @@ class LiveRows:
         scores, rows = (np.concatenate(c) for c in zip(*[*answers, empty], strict=True))
         return scores, rows
 
-    def _approximate(
-        self, queries: np.ndarray, k: int, depth: int, excluded: np.ndarray
-    ) -> Answer:
+    def _approximate(self, queries: np.ndarray, k: int, depth: int, excluded: np.ndarray) -> Answer:
         """Asks ScaNN for as many as the lists may take away, and scores what came last."""
         scores, rows = self._ask_scann(queries, depth)
         gone = np.broadcast_to(excluded, [len(queries), excluded.shape[1]])

@@ -314,8 +314,9 @@ def _plain_id(index: DeltaIndex, item: str) -> Any:
 def _apply(changes: _Changes, new: Snapshot) -> None:
     """Does to a new export what was done to the old one."""
     gone = list(changes.deleted)
-    held = new.index.contains(gone) if gone else []
-    new.index.delete([item for item, known in zip(gone, held, strict=True) if known])
+    if gone:
+        held = new.index.contains(gone)
+        new.index.delete([item for item, known in zip(gone, held, strict=True) if known])
     if not changes.upserted:
         return
     try:
