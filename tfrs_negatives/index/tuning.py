@@ -36,7 +36,7 @@ _TREES = (0.5, 1.0, 2.0)
 """Leaves of the trees that are tried, as multiples of the square root of the corpus."""
 
 _REORDERS = (5, 10, 30)
-_DEEP_REORDERS = (2, 4)
+_DEEP_REORDERS = (2, 4, 10)
 """Candidates reordered, for each result; of many results fewer are needed for each."""
 
 _DEEPER = (100, 1000)
@@ -110,8 +110,10 @@ def tune(
         chosen.append(deeper.best_of(tried))
     depths = tuple(Depth(found.k, found.leaves, found.reorder) for found in chosen)
     search.settings = replace(search.settings, depths=depths)
-    if trial.recall < target:
-        _log.warning("recall at %d is %.3f, below the target of %s", k, trial.recall, target)
+    for found in chosen:
+        if found.recall < target:
+            text = "recall at %d is %.3f, below the target of %s"
+            _log.warning(text, found.k, found.recall, target)
     return search, [{**asdict(t), "chosen": t in chosen} for t in trials], trial.recall
 
 
