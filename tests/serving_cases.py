@@ -43,6 +43,12 @@ class FakeIndex(Retriever):
         self.gate.set()
         self.started = threading.Event()
 
+    def hold(self):
+        """Makes searches wait for the gate, and forgets those that were."""
+        self.gate.clear()
+        self.started.clear()
+        self.sizes.clear()
+
     def __len__(self):
         return len(self.vectors)
 

@@ -1,162 +1,178 @@
-"""Several indexes as one, against sorting all scores by hand."""
-
-import threading
+"""A corpus in parts answers as one; vectors go through files without being all in memory."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from index_cases import make_model
+from index_cases import NUM_USERS, make_model
 from retriever_cases import NumpyRetriever, brute_force
 
 from tfrs_negatives.index import (
     DeltaIndex,
     ShardedIndex,
     build_index,
-    export_index,
-    load_index,
+    embed_items,
+    export_shards,
+    load_shards,
+    vectors_to_parquet,
 )
 from tfrs_negatives.types import InputError
 
-POOL = np.random.default_rng(0).normal(size=[40, 4]).astype(np.float32)
-QUERIES = np.random.default_rng(1).normal(size=[3, 4]).astype(np.float32)
 
-numbers = st.integers(0, 20)
-lists = st.none() | st.lists(numbers, max_size=8) | st.tuples(*[st.lists(numbers, max_size=8)] * 3)
-
-
-def shards_of(sizes, names, *, groups=True):
-    ends = np.cumsum(sizes)
-    parts = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    number = np.arange(ends[-1]) % 3
-    return [NumpyRetriever(names[p], POOL[p], groups=number[p] if groups else None) for p in parts]
+@pytest.fixture(scope="module")
+def parts():
+    generator = np.random.default_rng(0)
+    vectors = generator.normal(size=[60, 4]).astype(np.float32)
+    ids, groups = np.arange(100, 160), generator.integers(0, 3, 60)
+    bounds = [(0, 7), (7, 50), (50, 60)]
+    shards = [NumpyRetriever(ids[a:b], vectors[a:b], groups=groups[a:b]) for a, b in bounds]
+    items = {i: (v, g) for i, v, g in zip(ids.tolist(), vectors, groups.tolist(), strict=True)}
+    return ShardedIndex(shards), items
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
-@given(
-    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4),
-    k=st.integers(1, 20),
-    exclude=lists,
-    allow=lists,
-    groups=lists,
-    as_strings=st.booleans(),
-)
-def test_shards_answer_as_one_index_does(sizes, k, exclude, allow, groups, as_strings):
-    total = sum(sizes)
-    names = [f"item {'x' * n}" for n in range(21)] if as_strings else list(range(100, 121))
-    # Strings of a later shard are longer than those of the first.
-    index = ShardedIndex(shards_of(sizes, names[:total]))
-    table = {names[n]: (POOL[n], n % 3) for n in range(total)}
-    k = min(k, total)
-
-    def each(lists, values):
-        if lists is None:
-            return None, None
-        rows = [
-            [values[n] for n in row] for row in (lists if isinstance(lists, tuple) else [lists])
-        ]
-        return rows if isinstance(lists, tuple) else rows[0], rows * (1 if len(rows) == 3 else 3)
-
-    handed, expected = {}, {}
-    for name, values, drawn in (
-        ("exclude", names, exclude),
-        ("allow", names, allow),
-        ("allow_groups", range(21), groups),
+@pytest.mark.parametrize("k", [1, 5, 12, 60])
+def test_parts_answer_as_the_whole(parts, k):
+    index, items = parts
+    generator = np.random.default_rng(k)
+    queries = generator.normal(size=[5, 4]).astype(np.float32)
+    some = [generator.integers(90, 170, size).tolist() for size in (0, 1, 5, 30, 50)]
+    for lists in (
+        {},
+        {"exclude": some},
+        {"allow": some},
+        {"allow": some, "exclude": some[::-1]},
+        {"allow_groups": [[0], [1, 2], [], [2], [0, 1]]},
     ):
-        handed[name], expected[name] = each(drawn, values)
-    scores, ids = index.search(QUERIES, k, **handed)
-    wanted_scores, wanted = brute_force(table, QUERIES, k, padding=index.padding_id, **expected)
-    assert scores.shape == (3, k)
-    np.testing.assert_array_equal(ids, wanted)
-    np.testing.assert_allclose(scores, wanted_scores, rtol=1e-5)
-    assert len(index) == total
-    assert index.contains(names).tolist() == [name in table for name in names]
+        scores, ids = index.search(queries, k, **lists)
+        expected_scores, expected_ids = brute_force(items, queries, k, **lists)
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(ids, expected_ids)
+    assert len(index) == 60
+    assert index.contains([100, 159, 99]).tolist() == [True, True, False]
 
 
-def test_of_equal_scores_the_lower_shard_comes_first():
-    same = np.ones([2, 4], np.float32)
-    index = ShardedIndex([NumpyRetriever([9, 8], same), NumpyRetriever([1, 2], same)])
-    assert index.search(QUERIES[:1], 4)[1].tolist() == [[9, 8, 1, 2]]
-    assert index.search(QUERIES[:1], 3, exclude=[8])[1].tolist() == [[9, 1, 2]]
+def test_parts_of_other_models_are_refused(parts):
+    good = NumpyRetriever([1, 2], np.zeros([2, 4]))
+    for other in (NumpyRetriever([3], np.zeros([1, 5])), NumpyRetriever(["a"], np.zeros([1, 4]))):
+        with pytest.raises(InputError, match="`shards`: expected indexes of the same model"):
+            ShardedIndex([good, other])
+    with pytest.raises(InputError, match="`shards`: expected at least one index"):
+        ShardedIndex([])
+    with pytest.raises(InputError, match=r"`k`.*at most the 60 items"):
+        parts[0].search(np.zeros([1, 4]), 61)
 
 
-def test_a_query_is_embedded_once_and_by_the_first():
-    first, second = shards_of([3, 3], range(6), groups=False)
-    first.scale = np.float32(2)
-    second.embed_query = second.embed_item = None  # whoever calls it fails
-    index = ShardedIndex([first, second])
-    scores, _ = index.top_k({"vector": QUERIES}, 6)
-    expected = np.sort(2 * QUERIES @ POOL[:6].T)[:, ::-1]
-    np.testing.assert_allclose(scores, expected, rtol=1e-5)
-    embedded = index.embed_item({"item_id": [7], "vector": QUERIES[:1]})
-    np.testing.assert_array_equal(embedded, 2 * QUERIES[:1])
-
-
-def test_all_shards_are_asked_at_the_same_time():
-    barrier = threading.Barrier(3, timeout=5)
-
-    class Waiting(NumpyRetriever):
-        def search(self, *arguments, **options):
-            barrier.wait()  # breaks unless three come together
-            return super().search(*arguments, **options)
-
-    index = ShardedIndex([Waiting([n], POOL[n : n + 1]) for n in range(3)])
-    assert set(index.search(QUERIES[:1], 3)[1].flat) == {0, 1, 2}
-
-
-def test_exports_of_parts_answer_as_the_index_of_all(tmp_path):
-    model = make_model(50)
-    whole = build_index(model)
-    ids, vectors = model.items.ids, model.item_table.numpy()
-    parts = [build_index(model, ids=ids[p], vectors=vectors[p]) for p in np.split(range(50), [20])]
-    loaded = [
-        load_index(export_index(part, tmp_path / str(n), ks=[5], check=False))
-        for n, part in enumerate(parts)
-    ]
-    for shards in (parts, loaded):
-        answer = ShardedIndex(shards).top_k({"user_id": [3, 0]}, 50, exclude=[int(ids[0])])
-        for mine, theirs in zip(
-            answer, whole.top_k({"user_id": [3, 0]}, 50, exclude=[int(ids[0])]), strict=True
-        ):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+def test_what_only_some_parts_know_is_compared_among_those(tmp_path):
+    model = make_model(60)
+    export_shards(model, tmp_path / "parts", byte_budget=1000, ks=[5], check=False)
+    in_memory, loaded = build_index(model), load_shards(tmp_path / "parts").shards
+    assert len(ShardedIndex([in_memory, *loaded])) == 120
     loaded[1].manifest["similarity"] = "cosine"
-    with pytest.raises(InputError, match="similarity of the first shard, 'dot'"):
-        ShardedIndex(loaded)
+    with pytest.raises(InputError, match="similarity cosine in number 2, dot in number 1"):
+        ShardedIndex([in_memory, *loaded])
 
 
-def test_a_shard_may_change_and_lose_all_its_items():
-    first, second = shards_of([3, 3], range(6), groups=False)
-    changing = DeltaIndex(second)
-    index = ShardedIndex([first, changing])
-    changing.delete([3, 4, 5])
-    assert len(index) == 3
-    assert set(index.search(QUERIES, 3)[1].flat) == {0, 1, 2}
-    changing.upsert([9], 100 * QUERIES[:1])
-    assert index.search(QUERIES[:1], 4)[1][0, 0] == 9
+def test_a_part_that_changes_may_lose_all_its_items():
+    vectors = np.eye(4, dtype=np.float32)
+    changing = DeltaIndex(NumpyRetriever([3, 4], vectors[2:]))
+    index = ShardedIndex([NumpyRetriever([1, 2], vectors[:2]), changing])
+    changing.delete([3, 4])
+    assert sorted(index.search(vectors[:1], 2)[1][0]) == [1, 2]
+    changing.upsert([9], 5 * vectors[:1])
+    assert index.search(vectors[:1], 3)[1].tolist() == [[9, 1, 2]]
 
 
-def test_what_does_not_fit_together_is_refused():
-    first = NumpyRetriever([1, 2], POOL[:2])
-
-    class Renamed(NumpyRetriever):
-        @property
-        def query_signature(self):
-            return {"user": tf.TensorSpec([None, 4], tf.float32)}
-
-    for shards, message in (
-        ([], "at least one index"),
-        ([first, NumpyRetriever([3], POOL[:1, :3])], r"shards\[1\].*width of the first shard, 4"),
-        ([first, NumpyRetriever(["a"], POOL[:1])], "padding_id of the first shard, -1"),
-        ([first, Renamed([3], POOL[:1])], "query_signature of the first shard"),
-    ):
-        with pytest.raises(InputError, match=message):
-            ShardedIndex(shards)
-    model = make_model(4)
-    parts = [
-        build_index(model, ids=ids, vectors=POOL[: len(ids)]) for ids in ([1, 2, 3], [4, 2, 3])
+def test_exported_parts_answer_as_one_index(tmp_path):
+    model = make_model(100, string_ids=True)
+    groups = np.where(np.arange(100) < 30, "few", "many")
+    model.items.features["kind"] = groups
+    whole = build_index(model, group_by="kind")
+    path = export_shards(
+        model, tmp_path / "parts", byte_budget=40 * 8 * 4, ks=[5, 50], check=False, group_by="kind"
+    )
+    assert sorted(p.name for p in path.iterdir()) == [
+        "shard-00000",
+        "shard-00001",
+        "shard-00002",
+        "shards.json",
     ]
-    with pytest.raises(InputError, match="2 in two, the first is 2"):
-        ShardedIndex(parts)
-    with pytest.raises(InputError, match="at most the 2 items"):
-        ShardedIndex([first]).search(QUERIES, 3)
+    index = load_shards(path)
+    users = {"user_id": np.arange(NUM_USERS)}
+    for lists in ({}, {"exclude": whole.ids[:60].tolist()}, {"allow_groups": ["few"]}):
+        scores, ids = index.top_k(users, 12, **lists)
+        expected_scores, expected_ids = whole.top_k(users, 12, **lists)
+        np.testing.assert_array_equal(ids, expected_ids)
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
+
+
+def test_parts_come_whole_or_not_at_all(tmp_path, monkeypatch):
+    model = make_model(50)
+    with pytest.raises(InputError, match="`byte_budget`: expected at least 32, one vector"):
+        export_shards(model, tmp_path / "parts", byte_budget=31)
+    monkeypatch.setattr(
+        "tfrs_negatives.index.shards.export_index", lambda *_, **__: (_ for _ in ()).throw(OSError)
+    )
+    with pytest.raises(OSError):  # noqa: PT011
+        export_shards(model, tmp_path / "parts", byte_budget=10_000)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "parts").mkdir()
+    with pytest.raises(InputError, match="`path`: expected a new folder"):
+        export_shards(model, tmp_path / "parts", byte_budget=10_000)
+    with pytest.raises(InputError, match=r"`path`: expected a folder with shards\.json"):
+        load_shards(tmp_path / "parts")
+
+
+def test_vectors_go_through_a_file(tmp_path):
+    model = make_model(90)
+    mapped = embed_items(model, 40, out=tmp_path / "vectors.npy")
+    assert isinstance(mapped, np.memmap)
+    assert model.chunks == [40, 40, 10]
+    np.testing.assert_array_equal(mapped, model.item_table.numpy())
+    users = {"user_id": [1, 2, 3]}
+    expected = build_index(model).top_k(users, 9)
+    for vectors in (mapped, tmp_path / "vectors.npy", str(tmp_path / "vectors.npy")):
+        np.testing.assert_array_equal(
+            build_index(model, vectors=vectors).top_k(users, 9)[1], expected[1]
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["vectors.npy"]
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        np.zeros([89, 8]),
+        np.zeros([90]),
+        np.zeros([90, 8], int),
+        np.full([90, 8], np.inf),
+        "missing.npy",
+        __file__,
+    ],
+)
+def test_vectors_that_are_none_are_refused(vectors):
+    with pytest.raises(InputError, match="`vectors`"):
+        build_index(make_model(90), vectors=vectors)
+
+
+def test_ids_of_ones_own_need_their_vectors():
+    with pytest.raises(InputError, match="`vectors`: expected the vectors of these ids"):
+        build_index(make_model(5), ids=[1, 2])
+
+
+@pytest.mark.parametrize("string_ids", [True, False])
+def test_parquet_holds_ids_and_vectors_in_groups(tmp_path, string_ids):
+    vectors = np.random.default_rng(0).normal(size=[25, 3]).astype(np.float32)
+    ids = np.array([f"ü{n}" for n in range(25)]) if string_ids else np.arange(25)
+    path = vectors_to_parquet(tmp_path / "items.parquet", ids, vectors, rows_per_group=10)
+    file = pq.ParquetFile(path)
+    assert file.num_row_groups == 3
+    kind = "string" if string_ids else "int64"
+    names = [(field.name, str(field.type)) for field in file.schema_arrow]
+    assert names[0] == ("id", kind)
+    assert names[1][0] == "vector"
+    assert names[1][1].startswith("fixed_size_list<")
+    assert names[1][1].endswith("float>[3]")
+    table = file.read()
+    assert table["id"].to_pylist() == ids.tolist()
+    np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), vectors)
+    with pytest.raises(InputError, match="`vectors`"):
+        vectors_to_parquet(tmp_path / "other.parquet", ids, vectors[:5])
+    assert [p.name for p in tmp_path.iterdir()] == ["items.parquet"]

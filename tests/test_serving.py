@@ -134,7 +134,7 @@ def test_string_ids(tmp_path):
 
 def test_concurrent_requests_form_batches_and_each_gets_its_own_answer(deployment):
     index = deployment.snapshot.index
-    index.gate.clear()
+    index.hold()
     bodies = [{"query_id": user, "k": 1 + n % 7} for n, user in enumerate(USERS)]
     bodies[3]["exclude"] = best("u3", 2)[0]
     bodies[4]["allow"] = best("u4", 9)[0][5:]
@@ -177,7 +177,7 @@ async def ask_together(deployment, bodies):
 
 def test_a_search_that_fails_for_one_does_not_fail_its_neighbours(deployment):
     index = deployment.snapshot.index
-    index.gate.clear()
+    index.hold()
     index.poison = 2
     original = index.search
 
@@ -197,7 +197,7 @@ def test_a_search_that_fails_for_one_does_not_fail_its_neighbours(deployment):
 
 def test_overload_is_503_and_says_when_to_come_again(deployment):
     index = deployment.snapshot.index
-    index.gate.clear()
+    index.hold()
     with client_of(deployment, max_queue=1, timeout=0.3) as client:
         threads = [threading.Thread(target=recommend, args=[client], kwargs={"query_id": "u1"})]
         threads[0].start()
@@ -304,13 +304,15 @@ def test_another_export_takes_over_under_load_without_failure_or_mixture(tmp_pat
                     answers.append(await client.post("/recommend", json={"query_id": user, "k": 5}))
 
             async def keep_exporting():
+                while not answers:
+                    await asyncio.sleep(0.001)
                 for n in range(1, 6):
-                    await asyncio.to_thread(
-                        write_export, folder / "index", offset=1000 * n, seed=n
-                    )
+                    await asyncio.to_thread(write_export, folder / "index", offset=1000 * n, seed=n)
                     while deployment.num_swaps < n:
                         await asyncio.sleep(0.005)
-                    await asyncio.sleep(0.02)
+                    count = len(answers)
+                    while len(answers) < count + 16:
+                        await asyncio.sleep(0.001)
                 done.set()
 
             await asyncio.gather(keep_exporting(), *(keep_asking(user) for user in USERS[:8]))
@@ -539,7 +541,10 @@ def test_a_token_is_needed_but_for_health_and_the_page(deployment):
         for wrong in ("s3cret", "Bearer s3cre", "Bearer s3crets", "bearer s3cret", "Basic s3cret"):
             headers = {"Authorization": wrong}
             assert client.post("/recommend", json={}, headers=headers).status_code == 401
-        assert client.get("/ready", headers={"Authorization": "Bearer \xe9"}).status_code == 401
+        assert (
+            client.get("/ready", headers={"Authorization": "Bearer \xe9".encode()}).status_code
+            == 401
+        )
         right = {"Authorization": "Bearer s3cret"}
         assert client.get("/ready", headers=right).status_code == 200
         body = {"query_id": "u1"}

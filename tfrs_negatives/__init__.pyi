@@ -17,9 +17,16 @@ from .evaluation import MostPopular as MostPopular
 from .evaluation import RandomRanking as RandomRanking
 from .evaluation import TopKEvaluation as TopKEvaluation
 from .evaluation import evaluate as evaluate
+from .index import DeltaIndex as DeltaIndex
+from .index import LiveIndex as LiveIndex
+from .index import ShardedIndex as ShardedIndex
 from .index import build_index as build_index
+from .index import embed_items as embed_items
 from .index import export_index as export_index
+from .index import export_shards as export_shards
 from .index import load_index as load_index
+from .index import load_shards as load_shards
+from .index import vectors_to_parquet as vectors_to_parquet
 from .mining import MineHardNegatives as MineHardNegatives
 from .mining import mine_hard_negatives as mine_hard_negatives
 from .optimizers import SparseAdam as SparseAdam

@@ -43,7 +43,7 @@ from tfrs_negatives.index.plots import plot_sweep
 
 HERE = Path(__file__).parent
 PACKAGES = ("tensorflow", "scann", "faiss-cpu", "hnswlib", "numpy")
-K, TARGET, CLUSTERS, TURNS, FILTERED = 10, 0.95, 2000, 5, 256
+K, TARGET, CLUSTERS, TURNS, TUNING, FILTERED = 10, 0.95, 2000, 5, 1000, 256
 
 Answer = Callable[[np.ndarray], np.ndarray]
 
@@ -132,7 +132,7 @@ def hnsw(vectors: np.ndarray, queries: np.ndarray, exact: np.ndarray) -> tuple[A
 
 
 def build(vectors: np.ndarray, queries: np.ndarray) -> tuple[Index, float]:
-    """Our index, tuned on one half of the queries, and how long that took."""
+    """Our index, tuned on queries of their own, and how long that took."""
     start = time.perf_counter()
     index = build_index(
         as_model(vectors),
@@ -146,8 +146,8 @@ def build(vectors: np.ndarray, queries: np.ndarray) -> tuple[Index, float]:
 
 def measure(num_items: int, width: int, num_queries: int) -> dict[str, Any]:
     """All methods on the same vectors and queries, in turn in one process."""
-    vectors, drawn = make_vectors(num_items, width, 2 * num_queries)
-    tuning, queries = drawn[:num_queries], drawn[num_queries:]
+    vectors, drawn = make_vectors(num_items, width, TUNING + num_queries)
+    tuning, queries = drawn[:TUNING], drawn[TUNING:]
     exact_search = ExactSearch(vectors)
     exact = exact_search.search_arrays(queries, K)[1]
     index, seconds = build(vectors, tuning)
@@ -236,7 +236,7 @@ TEXT = """# The index at a million vectors
 Written by `python -m benchmarks.index.run` on {date} from [results.json](results.json). {machine},
 Python {python}; {versions}. {num_items:,} unit vectors of {width} dimensions around
 {clusters:,} centres, {num_queries:,} queries from the same centres, none of them an item; settings
-were chosen on {num_queries:,} other queries, for a recall of {target} at {k}. All queries are one
+were chosen on {tuning:,} other queries, for a recall of {target} at {k}. All queries are one
 batch, every method in turn, {turns} turns in one process; times are medians with least and most.
 Read the ratios.
 
@@ -283,6 +283,7 @@ def render(results: dict[str, Any]) -> str:
         clusters=CLUSTERS,
         target=TARGET,
         turns=TURNS,
+        tuning=TUNING,
         filtered=FILTERED,
     )
 
@@ -292,7 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--queries", type=int, default=1000)
+    parser.add_argument("--queries", type=int, default=5000)
     arguments = parser.parse_args()
     results = measure(arguments.items, arguments.width, arguments.queries)
     results |= {

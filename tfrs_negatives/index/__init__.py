@@ -30,7 +30,10 @@ from tfrs_negatives.index.delta import DeltaIndex
 from tfrs_negatives.index.export import ExportError, export_index
 from tfrs_negatives.index.live import LiveIndex
 from tfrs_negatives.index.load import LoadedIndex, load_index
-from tfrs_negatives.index.shards import ShardedIndex
+from tfrs_negatives.index.parquet import vectors_to_parquet
+from tfrs_negatives.index.retriever import Retriever
+from tfrs_negatives.index.shards import ShardedIndex, export_shards, load_shards
+from tfrs_negatives.index.vectors import embed_items
 
 __all__ = [
     "DeltaIndex",
@@ -38,8 +41,13 @@ __all__ = [
     "Index",
     "LiveIndex",
     "LoadedIndex",
+    "Retriever",
     "ShardedIndex",
     "build_index",
+    "embed_items",
     "export_index",
+    "export_shards",
     "load_index",
+    "load_shards",
+    "vectors_to_parquet",
 ]

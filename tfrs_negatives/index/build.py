@@ -173,7 +173,7 @@ def build_index(
     counts = {"recall_k": recall_k, "batch_size": batch_size}
     _check_options(kind, target_recall, {**counts, "num_probe_queries": num_probe_queries})
     ids = _check_ids(model, ids, vectors)
-    groups = None if group_by is None else _groups(model, group_by, len(ids))
+    groups = None if group_by is None else _groups(model, group_by, ids)
     if vectors is None:
         vectors = embed_items(model, batch_size)
     vectors = check_item_vectors(vectors, len(ids))
@@ -217,16 +217,20 @@ def _check_ids(model: RetrievalModel, ids: Any, vectors: Any) -> np.ndarray:
     return ids
 
 
-def _groups(model: RetrievalModel, group_by: str | np.ndarray, num_items: int) -> Groups:
+def _groups(model: RetrievalModel, group_by: str | np.ndarray, ids: np.ndarray) -> Groups:
     name, values = "group", group_by
     if isinstance(group_by, str):
         if group_by not in model.items.features:
             raise bad_input("group_by", f"one of {sorted(model.items.features)}", repr(group_by))
-        name, values = group_by, model.items.features[group_by]
+        rows = model.items.rows(ids).numpy()
+        if (rows < 0).any():
+            expected = "a value per item: some items are not in the catalogue"
+            raise bad_input("group_by", expected, repr(group_by))
+        name, values = group_by, model.items.features[group_by][rows]
     values = np.asarray(values)
     values = values.astype(str) if values.dtype.kind in "OS" else values
-    if values.shape != (num_items,) or values.dtype.kind not in "iuU":
-        expected = f"{num_items} integers or strings, one per item"
+    if values.shape != ids.shape or values.dtype.kind not in "iuU":
+        expected = f"{len(ids)} integers or strings, one per item"
         raise bad_input("group_by", expected, f"{values.dtype} of shape {list(values.shape)}")
     return Groups(name, values)
 

@@ -106,6 +106,7 @@ def _describe(index: Index, ks: tuple[int, ...]) -> dict[str, Any]:
         "versions": {name: _version(name) for name in _PACKAGES},
         "kind": index.kind,
         "similarity": index.model.similarity,
+        "item_key": index.model.items.item_key,
         "num_items": len(index),
         "width": backend.width,
         "ks": list(ks),

@@ -19,7 +19,7 @@ from tfrs_negatives.index.arguments import (
     is_positive_integer,
 )
 from tfrs_negatives.index.backends import MISSING, ScannSearch, ScannSettings
-from tfrs_negatives.index.build import Index
+from tfrs_negatives.index.build import Index, build_index
 from tfrs_negatives.index.live_rows import LiveRows
 from tfrs_negatives.index.locks import ReadWriteLock
 from tfrs_negatives.index.merging import Answer
@@ -28,14 +28,7 @@ from tfrs_negatives.index.vectors import embed_features, item_signature
 from tfrs_negatives.types import Features, RetrievalModel, bad_input
 
 
-class LiveItems(NamedTuple):
-    """The items of an index at one moment.
-
-    Attributes:
-        ids: [N] integers or strings.
-        vectors: [N, D] float32.
-    """
-
+class _Items(NamedTuple):
     ids: np.ndarray
     vectors: np.ndarray
 
@@ -44,7 +37,7 @@ class _Generation:
     """A model and the items as it embeds them. A search uses one from its start to its end."""
 
     def __init__(
-        self, model: RetrievalModel, items: LiveItems, settings: ScannSettings | None
+        self, model: RetrievalModel, items: _Items, settings: ScannSettings | None
     ) -> None:
         self.model = model
         self.rows = LiveRows(*items, settings)
@@ -73,9 +66,9 @@ class _Generation:
             ids = self.rows.ids[rows] if len(self.rows) else np.full(rows.shape, padding)
         return scores, np.where(rows == MISSING, padding, ids)
 
-    def items(self) -> LiveItems:
+    def items(self) -> _Items:
         with self.lock.reading():
-            return LiveItems(self.rows.ids.copy(), self.rows.vectors.copy())
+            return _Items(self.rows.ids.copy(), self.rows.vectors.copy())
 
 
 class LiveIndex(Retriever):
@@ -133,7 +126,7 @@ class LiveIndex(Retriever):
         self._settings = settings
         self._changing = threading.Lock()
         # Searches take this once: it is exchanged as a whole.
-        self._current = _Generation(model, LiveItems(ids, vectors), settings)
+        self._current = _Generation(model, _Items(ids, vectors), settings)
 
     @classmethod
     def of(cls, index: Index) -> LiveIndex:
@@ -262,22 +255,27 @@ class LiveIndex(Retriever):
             with current.lock.writing():
                 current.rows.delete(ids.tolist())
 
-    def snapshot(self) -> LiveItems:
-        """Returns a copy of all items at one moment.
+    def snapshot(self, **options: Any) -> Index:
+        """Returns an index of the items at one moment, which does not change and can be exported.
 
-        `build_index(index.model, ids=items.ids, vectors=items.vectors)` makes an index of them
-        that can be exported.
+        Args:
+            **options: of `build_index`, such as `probe_queries`; ScaNN is tuned anew unless this
+                index has settings.
         """
-        return self._current.items()
+        current = self._current
+        items = current.items()
+        chosen = {} if self._settings is None else {"kind": "scann", "settings": self._settings}
+        return build_index(
+            current.model, ids=items.ids, vectors=items.vectors, **{**chosen, **options}
+        )
 
     def rebalance(self, *, settings: ScannSettings | None = None) -> None:
         """Cuts the leaves anew for the items that there are now.
 
         Args:
             settings: how to cut and search from now on; None for the same as before. Items that
-                have drifted far may need a search of more leaves for the same recall: an index that
-                `build_index` makes of a `snapshot` is tuned to them, and says how in
-                `backend.settings`.
+                have drifted far may need a search of more leaves for the same recall, which
+                `index.snapshot(settings=None).backend.settings` finds out.
         """
         with self._changing:
             current = self._current
@@ -312,7 +310,7 @@ class LiveIndex(Retriever):
         with self._changing:
             ids = self._current.items().ids
             vectors = _embed(model, model.items if items is None else items, ids, batch_size)
-            self._current = _Generation(model, LiveItems(ids, vectors), self._settings)
+            self._current = _Generation(model, _Items(ids, vectors), self._settings)
 
 
 def _embed(

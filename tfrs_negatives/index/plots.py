@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from tfrs_negatives.files import drafted_file
 
@@ -66,5 +67,8 @@ def _draw(panel: Axes, trials: Sequence[Mapping[str, Any]], target: float) -> No
         )
     panel.axhline(target, color="gray", linewidth=0.8, linestyle="--")
     panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_xlabel("milliseconds per query, in a batch")
     panel.legend(fontsize="x-small")

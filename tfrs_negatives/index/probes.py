@@ -88,13 +88,13 @@ def _given_queries(
     return Probes(check_vectors(vectors, vectors.shape[-1]), "given queries", features)
 
 
-def lowest_score_of_top(exact: ExactSearch, queries: np.ndarray, k: int) -> np.ndarray:
-    """Returns what an item must score to be among the top k of each query, [Q, 1] float32.
+def lowest_score_of_top(exact: ExactSearch, queries: np.ndarray, *ks: int) -> np.ndarray:
+    """Returns what an item must score to be among the top k of each query, [Q, number of ks].
 
     An item that ties with the last one counts as found, and rounding, which grows with the lengths
     of both vectors, is allowed for.
     """
-    scores, _ = exact.search_arrays(queries, k)
+    scores, _ = exact.search_arrays(queries, max(ks))
     lengths = np.linalg.norm(queries, axis=1, keepdims=True) * exact.longest
     rounding = np.finfo(np.float32).eps * np.sqrt(exact.width)
-    return scores[:, -1:] - rounding * lengths
+    return scores[:, [k - 1 for k in ks]] - rounding * lengths

@@ -61,6 +61,8 @@ class Batcher(Generic[Request, Answer]):
         self._worker: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Batcher[Request, Answer]:
+        # An event belongs to the loop that first waits for it; a service may be started again.
+        self._arrived = asyncio.Event()
         self._worker = asyncio.create_task(self._work())
         return self
 

@@ -291,12 +291,14 @@ def _embed_and_upsert(index: DeltaIndex, items: Mapping[Any, KeptItem]) -> None:
     # Each alone, so that the error is about one value of one item.
     for item in items.values():
         check_features({n: [v] for n, v in item.features.items()}, index.item_signature)
-    ids = list(items)
-    groups = [item.group for item in items.values()]
-    if not all(group is None for group in groups) and None in groups:
-        raise bad_input("group", "a group for each item, or for none", "some of both")
-    columns = {n: [items[item].features[n] for item in ids] for n in index.item_signature}
-    index.upsert(ids, index.embed_item(columns), groups=None if None in groups else groups)
+    columns = {n: [item.features[n] for item in items.values()] for n in index.item_signature}
+    vectors, groups = index.embed_item(columns), [item.group for item in items.values()]
+    grouped = np.array([group is not None for group in groups])
+    # Groups of a call are of all its items or of none.
+    for part, values in ((~grouped, None), (grouped, [g for g in groups if g is not None])):
+        if part.any():
+            ids = [item for item, is_in in zip(items, part, strict=True) if is_in]
+            index.upsert(ids, vectors[part], groups=values)
 
 
 def _plain_id(index: DeltaIndex, item: str) -> Any:
@@ -314,15 +316,13 @@ def _plain_id(index: DeltaIndex, item: str) -> Any:
 def _apply(changes: _Changes, new: Snapshot) -> None:
     """Does to a new export what was done to the old one."""
     gone = list(changes.deleted)
-    held = new.index.contains(gone) if gone else []
-    new.index.delete([item for item, known in zip(gone, held, strict=True) if known])
+    if gone:
+        held = new.index.contains(gone)
+        new.index.delete([item for item, known in zip(gone, held, strict=True) if known])
     if not changes.upserted:
         return
     try:
-        for grouped in (False, True):
-            items = {i: k for i, k in changes.upserted.items() if (k.group is not None) == grouped}
-            if items:
-                _embed_and_upsert(new.index, items)
+        _embed_and_upsert(new.index, changes.upserted)
     except InputError as error:
         # The model may read other features now. To refuse it for that would stop all updates.
         _log.error(

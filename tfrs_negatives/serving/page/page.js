@@ -142,6 +142,7 @@ async function ask() {
   const shown = [history, ...answers].flatMap((answer) => answer.events || answer.items || []);
   const most = Math.max(0, ...shown.map((item) => item.training_events || 0));
   const shared = sharedItems(answers);
+  report(null);
   byId("answer").replaceChildren(
     showHistory(history, most),
     ...answers.map((answer, place) => showAnswer(state.runs[place], answer, shared, most)),
@@ -153,6 +154,7 @@ async function begin() {
   byId("token-form").hidden = true;
   const names = state.runs.map((run) => `${run.name}: ${run.num_items} items`);
   byId("served").textContent = names.join(" beside ");
+  report(null);
   await suggest();
 }
 
@@ -161,7 +163,6 @@ function quietly(work) {
     if (event) event.preventDefault();
     try {
       await work();
-      report(null);
     } catch (error) {
       report(error);
     }
