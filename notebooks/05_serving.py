@@ -121,10 +121,11 @@ print("still frozen  ", index.top_k(user, k=5)[1][0])
 # %% [markdown]
 # `tfn.LiveIndex` changes in place instead, by ScaNN's own updates: for a process that owns its
 # index and lives long. `rebalance` cuts its leaves anew, `refresh` takes a new model, `snapshot` is
-# an index that can be exported.
+# an index that can be exported. It has no groups.
 
 # %%
-live = tfn.LiveIndex.of(index)
+settings = index.backend.settings
+live = tfn.LiveIndex.of(tfn.build_index(model, kind="scann", settings=settings))
 live.upsert(["brand new"], live.embed_item(new))
 print("in place      ", live.top_k(user, k=5)[1][0])
 
@@ -141,7 +142,8 @@ manifest = json.loads((path / "manifest.json").read_text())
 print("signatures:", ", ".join(manifest["signatures"]))
 print("operations that are not TensorFlow's own:", manifest["custom_ops"])
 served = tf.saved_model.load(str(path)).signatures["with_exclusions"]
-answer = served(**{n: tf.constant(c) for n, c in user.items()}, exclude=tf.constant(ids[:, :2]))
+tensors = {n: tf.constant(column, model.query_signature[n].dtype) for n, column in user.items()}
+answer = served(**tensors, exclude=tf.constant(ids[:, :2]))
 print("excluded there", answer["ids"].numpy()[0, :3].astype(str))
 
 # %% [markdown]
