@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -61,7 +61,14 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def post(self, path: str, body: dict[str, Any]) -> int:
-        """Returns the status of the answer, having read all of it."""
+        """Returns the status of the answer, having read all of it; 0 where none came."""
+        try:
+            return await self._post(path, body)
+        except (OSError, EOFError):
+            self.close()
+            return 0
+
+    async def _post(self, path: str, body: dict[str, Any]) -> int:
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._host, self._port)
         reader, writer = self._streams
@@ -80,6 +87,7 @@ class Connection:
         """Gives the connection up."""
         if self._streams is not None:
             self._streams[1].close()
+            self._streams = None
 
 
 def body_of(number: int, queries: list[str]) -> dict[str, Any]:
@@ -107,7 +115,9 @@ async def saturate(address: str, queries: list[str], seconds: float) -> dict[str
 
 async def offer(address: str, queries: list[str], seconds: float, rate: float) -> dict[str, Any]:
     """Requests begin at fixed moments, on connections that are free then."""
-    statuses, times, free = Counter(), [], [Connection(address) for _ in range(CONNECTIONS)]
+    statuses, times = Counter(), []
+    # The one that waited longest comes first: the service closes those that say nothing for long.
+    free = deque(Connection(address) for _ in range(CONNECTIONS))
     waiting = asyncio.Semaphore(CONNECTIONS)
     begin = time.perf_counter() + 0.1
 
@@ -115,7 +125,7 @@ async def offer(address: str, queries: list[str], seconds: float, rate: float) -
         moment = begin + number / rate
         await asyncio.sleep(moment - time.perf_counter())
         async with waiting:
-            connection = free.pop()
+            connection = free.popleft()
             statuses[await connection.post("/recommend", body_of(number, queries))] += 1
             free.append(connection)
         times.append(time.perf_counter() - moment)

@@ -86,8 +86,11 @@ def history_of(snapshot: Snapshot, query: str) -> tuple[list[Any], list[int] | N
 def _check(snapshot: Snapshot, request: Recommend) -> _Checked:
     index, seen = snapshot.index, []
     if request.query_id is None:
-        features: dict[str, Any] = {n: [v] for n, v in (request.features or {}).items()}
+        given = {n: [v] for n, v in (request.features or {}).items()}
+        tensors = check_features(given, index.query_signature)
+        features = {name: tensor.numpy() for name, tensor in tensors.items()}
     else:
+        # Of the run's own table: these are checked with the batch.
         known = known_queries(snapshot).take([str(request.query_id)])
         features = {name: known[name] for name in index.query_signature}
         if request.exclude_seen:
@@ -95,9 +98,8 @@ def _check(snapshot: Snapshot, request: Recommend) -> _Checked:
     lists = {"exclude": request.exclude, "allow": request.allow}
     for name, ids in lists.items():
         check_lists(ids, 1, argument=name, padding=index.padding_id)
-    tensors = check_features(features, index.query_signature)
     return _Checked(
-        {name: tensor.numpy() for name, tensor in tensors.items()},
+        features,
         check_k(request.k, len(index), f"at most {len(index)}, the items of the index"),
         [*(request.exclude or []), *seen],
         request.allow,

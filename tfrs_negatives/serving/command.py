@@ -63,7 +63,7 @@ def serve(
         from tfrs_negatives.serving.app import LOOPBACK_NAMES, create_app
         from tfrs_negatives.serving.deployment import Deployment
         from tfrs_negatives.serving.guards import is_loopback
-        from tfrs_negatives.serving.server import listen, run_server
+        from tfrs_negatives.serving.server import listen, run_server, spare_collections
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "prometheus_client", "uvicorn"):
             raise
@@ -75,7 +75,8 @@ def serve(
         raise bad_input("host", expected, f"{host} without one")
     folders = [run] if beside is None else [run, beside]
     deployments = [
-        Deployment(folder, name) for folder, name in zip(folders, _names(folders), strict=True)
+        Deployment(folder, name, after_load=spare_collections)
+        for folder, name in zip(folders, _names(folders), strict=True)
     ]
     app = create_app(
         deployments,

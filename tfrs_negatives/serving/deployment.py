@@ -96,6 +96,7 @@ class Deployment:
         name: how requests name it.
         open_index: loads the folder of an export.
         open_tables: reads the tables of the run.
+        after_load: is called when an export has come into service.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Deployment:
         *,
         open_index: Callable[[Path], DeltaIndex] = open_export,
         open_tables: Callable[[Path], RunTables] = read_tables,
+        after_load: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder = folder
         self.name = name
@@ -112,6 +114,7 @@ class Deployment:
         self.num_refused = 0
         self._open_index = open_index
         self._open_tables = open_tables
+        self._after_load = after_load
         self._snapshot: Snapshot | None = None
         self._changes = _Changes()
         self._looked_at: object = None
@@ -145,6 +148,7 @@ class Deployment:
             raise bad_input("run", expected, self.folder)
         self._looked_at = self._files()
         self._snapshot = self._open()
+        self._after_load()
 
     def refresh(self) -> None:
         """Looks whether there is another export, and lets it take over if it is sound.
@@ -235,6 +239,7 @@ class Deployment:
             _apply(self._changes, new)
             self._snapshot = new
             self.num_swaps += 1
+        self._after_load()
         _log.info("%s: the export %s took over", self.name, new.export.checksum[:12])
 
     def _refuse(self, error: InputError) -> None:

@@ -92,6 +92,10 @@ function showHistory(history, most) {
   const note = `${lines.length} of ${history.total} training events of ${history.query_id}`;
   const section = panel("History", note, lines);
   section.id = "history";
+  // It scrolls by itself, also with the keyboard.
+  const list = section.querySelector("ol");
+  list.tabIndex = 0;
+  list.setAttribute("aria-label", note);
   return section;
 }
 
