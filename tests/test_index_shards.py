@@ -7,6 +7,7 @@ from index_cases import NUM_USERS, make_model
 from retriever_cases import NumpyRetriever, brute_force
 
 from tfrs_negatives.index import (
+    DeltaIndex,
     ShardedIndex,
     build_index,
     embed_items,
@@ -58,6 +59,26 @@ def test_parts_of_other_models_are_refused(parts):
         ShardedIndex([])
     with pytest.raises(InputError, match=r"`k`.*at most the 60 items"):
         parts[0].search(np.zeros([1, 4]), 61)
+
+
+def test_what_only_some_parts_know_is_compared_among_those(tmp_path):
+    model = make_model(60)
+    export_shards(model, tmp_path / "parts", byte_budget=1000, ks=[5], check=False)
+    in_memory, loaded = build_index(model), load_shards(tmp_path / "parts").shards
+    assert len(ShardedIndex([in_memory, *loaded])) == 120
+    loaded[1].manifest["similarity"] = "cosine"
+    with pytest.raises(InputError, match="similarity cosine in number 2, dot in number 1"):
+        ShardedIndex([in_memory, *loaded])
+
+
+def test_a_part_that_changes_may_lose_all_its_items():
+    vectors = np.eye(4, dtype=np.float32)
+    changing = DeltaIndex(NumpyRetriever([3, 4], vectors[2:]))
+    index = ShardedIndex([NumpyRetriever([1, 2], vectors[:2]), changing])
+    changing.delete([3, 4])
+    assert sorted(index.search(vectors[:1], 2)[1][0]) == [1, 2]
+    changing.upsert([9], 5 * vectors[:1])
+    assert index.search(vectors[:1], 3)[1].tolist() == [[9, 1, 2]]
 
 
 def test_exported_parts_answer_as_one_index(tmp_path):

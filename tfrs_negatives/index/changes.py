@@ -180,7 +180,7 @@ class ChangeLog:
         """Returns [count] groups; makes the column with the first groups that are given."""
         if groups is None and self._groups is None:
             return None
-        kind = self._groups.view().dtype.kind if self._groups else _kind_of(groups)
+        kind = _kind_of(groups) if self._groups is None else self._groups.view().dtype.kind
         if groups is None:
             return np.full([count], _NO_GROUP[kind])
         if np.ndim(groups) == 1:
@@ -212,7 +212,8 @@ class ChangeLog:
         # Into new arrays: the old ones belong to the readers of earlier snapshots.
         self._ids = GrowingArray(self._ids.view()[alive])
         self._vectors = GrowingArray(self._vectors.view()[alive])
-        self._groups = self._groups and GrowingArray(self._groups.view()[alive])
+        if self._groups is not None:
+            self._groups = GrowingArray(self._groups.view()[alive])
         self._row_of = {item: row for row, item in enumerate(self._ids.view().tolist())}
         return np.ones(len(self._ids), bool)
 

@@ -130,7 +130,14 @@ class LiveIndex(Retriever):
 
     @classmethod
     def of(cls, index: Index) -> LiveIndex:
-        """Makes an index in memory one that changes, with the settings it was tuned to."""
+        """Makes an index in memory one that changes, with the settings it was tuned to.
+
+        Raises:
+            InputError: if it has groups, which could not be kept.
+        """
+        if index.groups is not None:
+            expected = "an index that was built without `group_by`"
+            raise bad_input("index", expected, f"one with groups by {index.groups.name!r}")
         backend = index.backend
         settings = backend.settings if isinstance(backend, ScannSearch) else None
         vectors = backend.vectors().numpy()
@@ -262,10 +269,17 @@ class LiveIndex(Retriever):
             current.model, ids=items.ids, vectors=items.vectors, **{**chosen, **options}
         )
 
-    def rebalance(self) -> None:
-        """Cuts the leaves anew for the items that there are now."""
+    def rebalance(self, *, settings: ScannSettings | None = None) -> None:
+        """Cuts the leaves anew for the items that there are now.
+
+        Args:
+            settings: how to cut and search from now on; None for the same as before. Items that
+                have drifted far may need a search of more leaves for the same recall, which
+                `index.snapshot(settings=None).backend.settings` finds out.
+        """
         with self._changing:
             current = self._current
+            self._settings = settings or self._settings
             self._current = _Generation(current.model, current.items(), self._settings)
 
     def refresh(

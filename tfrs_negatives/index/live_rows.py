@@ -58,7 +58,7 @@ class LiveRows:
         self._scann = _train(self.vectors, self._settings)
         # In the order in which they came; a dict is an ordered set.
         self._fresh_ids: dict[int | str, None] = {}
-        self._fresh = np.zeros([0], int)
+        self._fresh: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -97,7 +97,7 @@ class LiveRows:
         for item in ids.tolist():
             self._fresh_ids.pop(item, None)
             self._fresh_ids[item] = None
-        self._renew_fresh()
+        self._forget_old()
 
     def delete(self, ids: list[Any]) -> None:
         """Deletes items.
@@ -120,14 +120,23 @@ class LiveRows:
             rows.append(row)
         if self._scann is not None:
             self._scann.delete(rows)  # in this order, each after the moves of those before
-        self._renew_fresh()
+        self._forget_old()
 
-    def _renew_fresh(self) -> None:
+    def _forget_old(self) -> None:
         if self._scann is None:
             self._fresh_ids.clear()
         while len(self._fresh_ids) > _NUM_FRESH:
             del self._fresh_ids[next(iter(self._fresh_ids))]
-        self._fresh = np.array([self._row_of[item] for item in self._fresh_ids], int)
+        self._fresh = None
+
+    def _fresh_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rows [F] that came last and their vectors [F, D], gathered once a change."""
+        fresh = self._fresh
+        if fresh is None:
+            rows = np.array([self._row_of[item] for item in self._fresh_ids], int)
+            # Two readers may both do it: they put the same thing there.
+            self._fresh = fresh = rows, self.vectors[rows]
+        return fresh
 
     def search(
         self,
@@ -151,7 +160,8 @@ class LiveRows:
             answer = self._among(queries, k, excluded, allowed)
         else:
             excluded = np.full([1, 0], MISSING) if excluded is None else excluded
-            depth = k + excluded.shape[1]
+            # Ids that are no items take nothing away.
+            depth = k + int((excluded != MISSING).sum(axis=1).max(initial=0))
             if self._scann is None or depth * _DEEPEST_SHARE > len(self) or not len(queries):
                 answer = self._exact(queries, k, excluded)
             else:
@@ -191,16 +201,14 @@ class LiveRows:
 
     def _approximate(self, queries: np.ndarray, k: int, depth: int, excluded: np.ndarray) -> Answer:
         """Asks ScaNN for as many as the lists may take away, and scores what came last."""
-        scores, rows = self._ask_scann(queries, depth)
         gone = np.broadcast_to(excluded, [len(queries), excluded.shape[1]])
-        found = ~np.isnan(scores) & ~np.isin(rows, self._fresh)
-        found &= [~np.isin(*pair) for pair in zip(rows, gone, strict=True)]
-        fresh = queries @ self.vectors[self._fresh].T
-        if gone.size and len(self._fresh):
-            named = Lookup(self._fresh, padding=MISSING).in_lists(excluded)
-            fresh = np.where(named, np.float32(-math.inf), fresh)
+        fresh, vectors = self._fresh_rows()
+        scores, rows = self._ask_scann(queries, depth)
+        found = ~np.isnan(scores) & ~np.isin(rows, fresh)
+        if gone.size:
+            found &= [~np.isin(*pair) for pair in zip(rows, gone, strict=True)]
         of_scann = np.where(found, scores, np.float32(-math.inf)), rows
-        of_fresh = fresh, np.broadcast_to(self._fresh, fresh.shape)
+        of_fresh = _best(queries @ vectors.T, fresh, k, excluded)
         scores, rows = merge_answers([of_fresh, of_scann], k, MISSING)
         # Leaves that hold too few items leave columns empty.
         short = np.flatnonzero(rows[:, -1] == MISSING)
@@ -222,6 +230,15 @@ class LiveRows:
             _BATCH,
         )
         return scores, rows.astype(int)
+
+
+def _best(scores: np.ndarray, rows: np.ndarray, k: int, excluded: np.ndarray) -> Answer:
+    """Returns at most k columns, the best of scores [B, F] of rows [F] that are not excluded."""
+    if excluded.size:
+        named = Lookup(rows, padding=MISSING).in_lists(excluded)
+        scores = np.where(named, np.float32(-math.inf), scores)
+    best = tf.math.top_k(scores, min(k, len(rows)))
+    return best.values.numpy(), rows[best.indices.numpy()]
 
 
 def _train(vectors: np.ndarray, settings: ScannSettings) -> Any:

@@ -61,15 +61,22 @@ class ShardedIndex(Retriever):
         if not shards:
             raise bad_input("shards", "at least one index", "none")
         self._shards = tuple(shards)
-        first, expected = _nature(shards[0]), "indexes of the same model"
+        # Not every index knows all of it: what the first one says that does.
+        known: dict[str, tuple[int, Any]] = {}
         for number, shard in enumerate(shards):
             for name, value in _nature(shard).items():
-                if value != first[name]:
-                    received = f"{name} {value} in number {number}, {first[name]} in number 0"
-                    raise bad_input("shards", expected, received)
+                before, wanted = known.setdefault(name, (number, value))
+                if value != wanted:
+                    received = f"{name} {value} in number {number}, {wanted} in number {before}"
+                    raise bad_input("shards", "indexes of the same model", received)
 
     def __len__(self) -> int:
         return sum(len(shard) for shard in self._shards)
+
+    @property
+    def shards(self) -> tuple[Retriever, ...]:
+        """The indexes that it asks."""
+        return self._shards
 
     @property
     def padding_id(self) -> int | str:
@@ -116,7 +123,9 @@ class ShardedIndex(Retriever):
         """Finds the best items for query vectors [B, D] of the retrieval space; see `top_k`."""
         k = check_k(k, len(self), f"at most the {len(self)} items of the index")
         lists = {"exclude": exclude, "allow": allow, "allow_groups": allow_groups}
-        answers = [shard.search(vectors, min(k, len(shard)), **lists) for shard in self._shards]
+        # One that changes may have lost all its items.
+        asked = [shard for shard in self._shards if len(shard)]
+        answers = [shard.search(vectors, min(k, len(shard)), **lists) for shard in asked]
         return merge_answers(answers, k, self.padding_id)
 
 
