@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class LoadedIndex(GraphRetriever):
     def __init__(self, module: Any, manifest: dict[str, Any]) -> None:
         # The signatures do not keep alive the variables that they read.
         self._module = module
+        self._functions = _graphs_of(module.answer), _graphs_of(module.contains)
         self.manifest = manifest
         self._query_signature = _signature(manifest["query_features"])
         self._item_signature = _signature(manifest["item_features"])
@@ -45,7 +47,7 @@ class LoadedIndex(GraphRetriever):
     @property
     def functions(self) -> tuple[Any, Any]:
         """`answer` and `contains`, restored."""
-        return self._module.answer, self._module.contains
+        return self._functions
 
     @property
     def query_signature(self) -> FeatureSignature:
@@ -114,6 +116,16 @@ def load_index(path: str | Path) -> LoadedIndex:
     if any(operation.startswith("Scann>") for operation in manifest["custom_ops"]):
         scann_ops()
     return LoadedIndex(tf.saved_model.load(str(folder)), manifest)
+
+
+def _graphs_of(function: Any) -> Callable[..., Any]:
+    # A restored function would be traced anew for every shape that comes, and keep all traces: its
+    # graphs take any shape, and differ by which lists of ids they are given.
+    graphs = {
+        tuple(spec is not None for spec in graph.structured_input_signature[0]): graph
+        for graph in function.concrete_functions
+    }
+    return lambda *inputs: graphs[tuple(tensor is not None for tensor in inputs)](*inputs)
 
 
 def _signature(features: list[dict[str, Any]]) -> dict[str, tf.TensorSpec]:
