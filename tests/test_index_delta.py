@@ -142,6 +142,14 @@ def test_an_item_without_a_group_is_in_none_and_one_that_lost_it_too():
     }
 
 
+@pytest.mark.parametrize("names", [(1, 2), ("one", "two")])
+def test_items_with_and_without_a_group_come_together(names):
+    index = DeltaIndex(NumpyRetriever(np.arange(4), POOL[:4], groups=[names[0]] * 4))
+    index.upsert([50, 51, 52], 50 * QUERIES[[0, 0, 0]], groups=[None, names[1], None])
+    assert set(index.search(QUERIES, 7, allow_groups=[names[1]])[1].flat) == {51, -1}
+    assert set(index.search(QUERIES, 7)[1].flat) >= {50, 51, 52}
+
+
 def test_an_index_without_groups_refuses_them():
     index, _ = make(6, groups=False)
     index.upsert([50], QUERIES[:1])

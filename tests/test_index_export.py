@@ -86,6 +86,21 @@ def test_an_export_answers_as_the_index_in_memory(exported):
     np.testing.assert_allclose(loaded.embed_query({"user_id": users}), vectors, rtol=1e-6)
 
 
+def test_no_graph_is_traced_for_another_shape(exported_exact):
+    index, path = exported_exact
+    loaded = load_index(path)
+    answer, contains = loaded._module.answer, loaded._module.contains
+    vectors = np.ones([3, loaded.width], np.float32)
+    ids = index.ids.tolist()
+    for size in range(1, 4):
+        loaded.search(vectors[:size], size, exclude=ids[:size])
+        loaded.search(vectors[:size], size, allow=ids[:size])
+        loaded.contains(ids[:size])
+    # A service would keep a trace for each number of queries and length of a list.
+    assert answer.experimental_get_tracing_count() == 0
+    assert contains.experimental_get_tracing_count() == 0
+
+
 def test_an_export_has_named_signatures(exported_exact):
     index, path = exported_exact
     signatures = tf.saved_model.load(str(path)).signatures

@@ -17,10 +17,12 @@ from serving_cases import (
     FakeIndex,
     deploy,
     events,
+    open_fake,
     write_export,
     write_run,
 )
 
+from tfrs_negatives.index.delta import DeltaIndex
 from tfrs_negatives.serving.app import LOOPBACK_NAMES, create_app
 from tfrs_negatives.serving.deployment import Deployment, KeptItem
 from tfrs_negatives.types import InputError
@@ -266,6 +268,17 @@ def test_one_wrong_item_changes_nothing(client):
     assert answer.status_code == 422
     assert "`features['place']`: expected float32 of shape (None, 2)" in answer.json()["detail"]
     assert 7 not in ids_of(recommend(client, query_id="u3", k=NUM_ITEMS))
+
+
+def test_an_item_without_room_changes_nothing(run_folder):
+    deployment = Deployment(
+        run_folder, "first", open_index=lambda path: DeltaIndex(open_fake(path), capacity=1)
+    )
+    deployment.load()
+    items = {7: KeptItem({"place": [1, 2]}), 8: KeptItem({"place": [1, 2]}, group=4)}
+    with pytest.raises(InputError, match="at most 1 changed items"):
+        deployment.upsert(items)
+    assert not deployment.snapshot.index.contains([7, 8]).any()
 
 
 def test_the_id_among_the_features_must_be_that_of_the_item(client):

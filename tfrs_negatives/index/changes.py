@@ -140,7 +140,9 @@ class ChangeLog:
     def upsert(
         self, ids: np.ndarray, vectors: np.ndarray, groups: Any, in_frozen: np.ndarray
     ) -> None:
-        """Takes ids [m], vectors [m, D], groups [m] or None, and which the index behind holds."""
+        """Takes ids [m], vectors [m, D], groups [m] (each may be None) or None, and which ids the
+        index behind holds.
+        """
         self._check_room(ids)
         rows_of_groups = self._checked_groups(groups, len(ids))
         alive = self._retire(ids, in_frozen)
@@ -181,6 +183,8 @@ class ChangeLog:
         kind = _kind_of(groups) if self._groups is None else self._groups.view().dtype.kind
         if groups is None:
             return np.full([count], _NO_GROUP[kind])
+        if np.ndim(groups) == 1:
+            groups = [_NO_GROUP[kind] if group is None else group for group in groups]
         lists = check_lists(groups, -1, argument="groups", padding=_NO_GROUP[kind])
         assert lists is not None  # noqa: S101
         if lists.shape != (1, count):
@@ -227,5 +231,6 @@ class ChangeLog:
 
 
 def _kind_of(groups: Any) -> str:
-    kind = np.asarray(groups).dtype.kind
+    given = [group for group in groups if group is not None] if np.ndim(groups) == 1 else groups
+    kind = np.asarray(given).dtype.kind
     return "i" if kind in "iu" else "U"

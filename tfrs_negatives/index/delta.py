@@ -173,8 +173,8 @@ class DeltaIndex(Retriever):
         Args:
             ids: [m] integers or strings, as the index has, each once.
             vectors: [m, D] of the retrieval space, as `embed_item` gives them.
-            groups: [m] integers or strings, the group of each item, for `allow_groups`. Without
-                it the items are in no group, whatever group they had.
+            groups: [m] integers or strings, the group of each item, for `allow_groups`; None for an
+                item in no group. Without it no item is in one, whatever group it had.
 
         Raises:
             InputError: if an argument has another shape or kind, a number is not finite, or the

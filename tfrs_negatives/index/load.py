@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ class LoadedIndex(GraphRetriever):
     def __init__(self, module: Any, manifest: dict[str, Any]) -> None:
         # The signatures do not keep alive the variables that they read.
         self._module = module
+        self._functions = _graphs_of(module.answer), _graphs_of(module.contains)
         self.manifest = manifest
-        for function in self.functions:
-            _trace_for_all_shapes(function)
         self._query_signature = _signature(manifest["query_features"])
         self._item_signature = _signature(manifest["item_features"])
         groups = manifest["group_by"]
@@ -47,7 +47,7 @@ class LoadedIndex(GraphRetriever):
     @property
     def functions(self) -> tuple[Any, Any]:
         """`answer` and `contains`, restored."""
-        return self._module.answer, self._module.contains
+        return self._functions
 
     @property
     def query_signature(self) -> FeatureSignature:
@@ -118,11 +118,14 @@ def load_index(path: str | Path) -> LoadedIndex:
     return LoadedIndex(tf.saved_model.load(str(folder)), manifest)
 
 
-def _trace_for_all_shapes(function: Any) -> None:
-    """Spares a restored function a trace, of far more time than a search, for every new shape."""
-    for concrete in function.concrete_functions:
-        arguments, _ = concrete.structured_input_signature
-        function.get_concrete_function(*arguments)
+def _graphs_of(function: Any) -> Callable[..., Any]:
+    # A restored function would be traced anew for every shape that comes, and keep all traces: its
+    # graphs take any shape, and differ by which lists of ids they are given.
+    graphs = {
+        tuple(spec is not None for spec in graph.structured_input_signature[0]): graph
+        for graph in function.concrete_functions
+    }
+    return lambda *inputs: graphs[tuple(tensor is not None for tensor in inputs)](*inputs)
 
 
 def _signature(features: list[dict[str, Any]]) -> dict[str, tf.TensorSpec]:

@@ -297,13 +297,9 @@ def _embed_and_upsert(index: DeltaIndex, items: Mapping[Any, KeptItem]) -> None:
     for item in items.values():
         check_features({n: [v] for n, v in item.features.items()}, index.item_signature)
     columns = {n: [item.features[n] for item in items.values()] for n in index.item_signature}
-    vectors, groups = index.embed_item(columns), [item.group for item in items.values()]
-    grouped = np.array([group is not None for group in groups])
-    # Groups of a call are of all its items or of none.
-    for part, values in ((~grouped, None), (grouped, [g for g in groups if g is not None])):
-        if part.any():
-            ids = [item for item, is_in in zip(items, part, strict=True) if is_in]
-            index.upsert(ids, vectors[part], groups=values)
+    groups = [item.group for item in items.values()]
+    has_groups = any(group is not None for group in groups)
+    index.upsert(list(items), index.embed_item(columns), groups=groups if has_groups else None)
 
 
 def _plain_id(index: DeltaIndex, item: str) -> Any:
