@@ -324,8 +324,9 @@ def _apply(changes: _Changes, new: Snapshot) -> None:
         return
     try:
         _embed_and_upsert(new.index, changes.upserted)
-    except InputError as error:
-        # The model may read other features now. To refuse it for that would stop all updates.
+    except Exception as error:
+        # The model may read other features now, and TensorFlow raises almost anything. To refuse
+        # the export for that would stop all updates.
         _log.error(
             "%s: %d upserted items are lost, the new item tower cannot encode them: %s",
             new.run,
