@@ -30,7 +30,11 @@ def refused(call, *arguments):
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org"])  # noqa: S104
-def test_beyond_this_machine_a_token_is_needed(call, run_folder, host):
+def test_beyond_this_machine_a_token_is_needed(call, run_folder, monkeypatch, host):
+    def listen(host, port):
+        pytest.fail(f"it listens at {host}")
+
+    monkeypatch.setattr("tfrs_negatives.serving.server.listen", listen)
     line = refused(call, run_folder, "--host", host)
     assert "--token-file or TFRS_NEGATIVES_TOKEN" in line
     assert f"{host} without one" in line
