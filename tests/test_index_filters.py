@@ -214,6 +214,37 @@ def test_what_is_excluded_costs_no_recall():
         assert np.mean(shares) > 0.9 - 3 * np.std(shares) / np.sqrt(300)
 
 
+@pytest.mark.parametrize("kind", ["exact", "scann"])
+def test_long_lists_on_a_large_corpus(kind):
+    model = make_model(120_000, width=4)
+    whole = ScannSettings(num_leaves=20, depths=(Depth(k=10, leaves=20, reorder=20_000),))
+    index = build_index(model, kind=kind, settings=whole if kind == "scann" else None)
+    items, queries = model.item_table.numpy(), model.user_table.numpy()[[4, 9]]
+    scores = queries @ items.T
+
+    @settings(max_examples=8, deadline=None)
+    @given(
+        allowed=st.integers(1, 100_000),
+        excluded=st.integers(0, 1000),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def check(allowed, excluded, seed):
+        generator = np.random.default_rng(seed)
+        some = generator.choice(120_000, allowed, replace=False)
+        best = np.argsort(-scores, axis=1)[:, :excluded]
+        for rows in (np.broadcast_to(some, [2, allowed]), np.arange(120_000)[None].repeat(2, 0)):
+            left = [np.setdiff1d(a, b) for a, b in zip(rows, best, strict=True)]
+            expected = [np.sort(scores[n][r])[::-1][:10] for n, r in enumerate(left)]
+            allow = {"allow": index.ids[some]} if rows.shape[1] == allowed else {}
+            found, ids = index.search(queries, 10, exclude=index.ids[best], **allow)
+            assert found.shape == ids.shape == (2, 10)
+            for row, wanted in enumerate(expected):
+                np.testing.assert_allclose(found[row, : len(wanted)], wanted, rtol=1e-5)
+                assert np.isneginf(found[row, len(wanted) :]).all()
+
+    check()
+
+
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
