@@ -172,6 +172,20 @@ def check_item_ids(ids: Any, padding: int | str) -> np.ndarray:
     return array
 
 
+def check_upsert(
+    ids: Any, vectors: Any, *, width: int, padding: int | str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what is to be upserted as ids [m] and vectors [m, width] float32.
+
+    Raises:
+        InputError: if an id or a vector is malformed, or there is not one vector for each id.
+    """
+    ids, vectors = check_item_ids(ids, padding), check_vectors(vectors, width)
+    if len(vectors) != len(ids):
+        raise bad_input("vectors", f"{len(ids)} rows, one per id", f"{len(vectors)} rows")
+    return ids, vectors
+
+
 def check_k(k: Any, largest: int, expected: str) -> int:
     """Returns k as an integer in 1 .. largest.
 

@@ -296,6 +296,11 @@ def _train_scann(vectors: tf.Variable, settings: ScannSettings) -> Any:
     builder = scann_ops().builder(vectors, 10, "dot_product")
     if settings.num_leaves == 1:
         return builder.score_brute_force().build()
+    return build_tree(builder, settings)
+
+
+def build_tree(builder: Any, settings: ScannSettings) -> Any:
+    """Returns what a builder, of ScaNN's operations or of its Python module, makes of settings."""
     depth = settings.depths[0]
     builder = builder.tree(settings.num_leaves, depth.leaves, random_init=False)
     builder = builder.score_ah(

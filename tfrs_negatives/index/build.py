@@ -176,7 +176,8 @@ def build_index(
     groups = None if group_by is None else _groups(model, group_by, ids)
     if vectors is None:
         vectors = embed_items(model, batch_size)
-    vectors = check_item_vectors(vectors, len(ids))
+    else:
+        vectors = check_item_vectors(vectors, len(ids))
     probes = draw_probes(model, vectors, probe_queries, count=num_probe_queries, seed=seed)
     sweep: list[dict[str, Any]] = []
     k = min(recall_k, len(vectors))

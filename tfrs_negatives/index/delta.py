@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 
 from tfrs_negatives.index.arguments import (
-    FeatureSignature,
     check_item_ids,
     check_k,
     check_lists,
+    check_upsert,
     check_vectors,
     is_positive_integer,
 )
 from tfrs_negatives.index.changes import ChangeLog, Changes, Snapshot
 from tfrs_negatives.index.merging import Answer, merge_answers
-from tfrs_negatives.index.retriever import Retriever
-from tfrs_negatives.types import Features, bad_input
+from tfrs_negatives.index.retriever import InFront, Retriever
+from tfrs_negatives.types import bad_input
 
 
-class DeltaIndex(Retriever):
+class DeltaIndex(InFront):
     """An index that can be changed: a small exact one in front of a large frozen one.
 
     A new or changed item is found as soon as `upsert` returns, and a deleted one is not found any
@@ -93,32 +93,8 @@ class DeltaIndex(Retriever):
         return len(snapshot.hidden) - (snapshot.num_live - snapshot.num_new)
 
     @property
-    def padding_id(self) -> int | str:
-        """The id of a column that holds no item: -1, or "" where ids are strings."""
-        return self._frozen.padding_id
-
-    @property
-    def query_signature(self) -> FeatureSignature:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
-        return self._frozen.query_signature
-
-    @property
-    def item_signature(self) -> FeatureSignature:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of an item, its id among them."""
-        return self._frozen.item_signature
-
-    @property
-    def width(self) -> int:
-        """The number of dimensions of its vectors, D."""
-        return self._frozen.width
-
-    def embed_query(self, features: Features) -> np.ndarray:
-        """Returns [B, D] float32: the vectors of a batch of query features."""
-        return self._frozen.embed_query(features)
-
-    def embed_item(self, features: Features) -> np.ndarray:
-        """Returns [m, D] float32: the vectors of a batch of item features, known or new."""
-        return self._frozen.embed_item(features)
+    def _model_of(self) -> Retriever:
+        return self._frozen
 
     def contains(self, ids: Any) -> np.ndarray:
         """Returns [m] bool: whether each of some ids is an item that it holds."""
@@ -180,10 +156,7 @@ class DeltaIndex(Retriever):
             InputError: if an argument has another shape or kind, a number is not finite, or the
                 capacity is used up. Then nothing has changed.
         """
-        ids = check_item_ids(ids, self.padding_id)
-        vectors = check_vectors(vectors, self.width)
-        if len(vectors) != len(ids):
-            raise bad_input("vectors", f"{len(ids)} rows, one per id", f"{len(vectors)} rows")
+        ids, vectors = check_upsert(ids, vectors, width=self.width, padding=self.padding_id)
         with self._writing:
             self._log.upsert(ids, vectors, groups, self._frozen.contains(ids))
 

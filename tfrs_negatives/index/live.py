@@ -15,6 +15,7 @@ from tfrs_negatives.index.arguments import (
     check_item_ids,
     check_k,
     check_lists,
+    check_upsert,
     check_vectors,
     is_positive_integer,
 )
@@ -120,9 +121,9 @@ class LiveIndex(Retriever):
         settings: ScannSettings | None = None,
     ) -> None:
         vectors = np.asarray(vectors, np.float32)
-        vectors = check_vectors(vectors, vectors.shape[-1] if vectors.ndim else 0)
-        ids = check_item_ids(ids, padding_id(model.items.ids))
-        _check_count(ids, vectors)
+        width = vectors.shape[-1] if vectors.ndim else 0
+        padding = padding_id(model.items.ids)
+        ids, vectors = check_upsert(ids, vectors, width=width, padding=padding)
         self._settings = settings
         self._changing = threading.Lock()
         # Searches take this once: it is exchanged as a whole.
@@ -234,9 +235,9 @@ class LiveIndex(Retriever):
         """
         with self._changing:
             current = self._current
-            ids = check_item_ids(ids, current.padding_id)
-            vectors = check_vectors(vectors, current.width)
-            _check_count(ids, vectors)
+            ids, vectors = check_upsert(
+                ids, vectors, width=current.width, padding=current.padding_id
+            )
             with current.lock.writing():
                 current.rows.upsert(ids, vectors)
 
@@ -325,8 +326,3 @@ def _embed(
     chunks = (items.gather(rows[start : start + batch_size]) for start in starts)
     vectors = np.concatenate([embed_features(model.item_vectors, chunk) for chunk in chunks])
     return check_vectors(vectors, vectors.shape[-1])
-
-
-def _check_count(ids: np.ndarray, vectors: np.ndarray) -> None:
-    if len(vectors) != len(ids):
-        raise bad_input("vectors", f"{len(ids)} rows, one per id", f"{len(vectors)} rows")

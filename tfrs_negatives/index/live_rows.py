@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.index.backends import MISSING, SMALLEST_TREE, ScannSettings, scann_ops
+from tfrs_negatives.index.backends import (
+    MISSING,
+    SMALLEST_TREE,
+    ScannSettings,
+    build_tree,
+    scann_ops,
+)
 from tfrs_negatives.index.growing import GrowingArray
 from tfrs_negatives.index.merging import Answer, Lookup, merge_answers
 from tfrs_negatives.types import bad_input
@@ -248,11 +254,5 @@ def _train(vectors: np.ndarray, settings: ScannSettings) -> Any:
     scann_ops()  # says what is missing where it is
     from scann.scann_ops.py import scann_ops_pybind
 
-    depth = settings.depths[0]
-    builder = scann_ops_pybind.builder(vectors, depth.k, "dot_product")
-    builder = builder.tree(settings.num_leaves, depth.leaves, random_init=False)
-    builder = builder.score_ah(
-        settings.dimensions_per_block,
-        anisotropic_quantization_threshold=settings.anisotropic_threshold,
-    )
-    return builder.reorder(depth.reorder).build().searcher
+    builder = scann_ops_pybind.builder(vectors, settings.depths[0].k, "dot_product")
+    return build_tree(builder, settings).searcher

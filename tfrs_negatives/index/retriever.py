@@ -101,3 +101,40 @@ class Retriever(ABC):
         """
         vectors = self.embed_query(features)
         return self.search(vectors, k, exclude=exclude, allow=allow, allow_groups=allow_groups)
+
+
+class InFront(Retriever):
+    """An index in front of others, which embeds, and names ids and features, as one of them."""
+
+    @property
+    @abstractmethod
+    def _model_of(self) -> Retriever:
+        """The index whose model it has."""
+
+    @property
+    def padding_id(self) -> int | str:
+        """The id of a column that holds no item: -1, or "" where ids are strings."""
+        return self._model_of.padding_id
+
+    @property
+    def query_signature(self) -> FeatureSignature:
+        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
+        return self._model_of.query_signature
+
+    @property
+    def item_signature(self) -> FeatureSignature:
+        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of an item, its id among them."""
+        return self._model_of.item_signature
+
+    @property
+    def width(self) -> int:
+        """The number of dimensions of its vectors, D."""
+        return self._model_of.width
+
+    def embed_query(self, features: Features) -> np.ndarray:
+        """Returns [B, D] float32: the vectors of a batch of query features."""
+        return self._model_of.embed_query(features)
+
+    def embed_item(self, features: Features) -> np.ndarray:
+        """Returns [m, D] float32: the vectors of a batch of item features, known or new."""
+        return self._model_of.embed_item(features)

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from tfrs_negatives.files import drafted, write_text
-from tfrs_negatives.index.arguments import FeatureSignature, check_k, is_positive_integer
+from tfrs_negatives.index.arguments import check_k, is_positive_integer
 from tfrs_negatives.index.build import build_index
 from tfrs_negatives.index.export import export_index
 from tfrs_negatives.index.load import LoadedIndex, load_index
 from tfrs_negatives.index.merging import Answer, merge_answers
-from tfrs_negatives.index.retriever import Retriever
+from tfrs_negatives.index.retriever import InFront, Retriever
 from tfrs_negatives.index.vectors import check_item_vectors, embed_items
-from tfrs_negatives.types import Features, RetrievalModel, bad_input
+from tfrs_negatives.types import RetrievalModel, bad_input
 
 _SHARDS_NAME = "shards.json"
 
 
-class ShardedIndex(Retriever):
+class ShardedIndex(InFront):
     """Several indexes of different items that answer as one.
 
     A query is embedded once, by the first. Every one is asked for k items, and the best of all are
@@ -79,32 +79,8 @@ class ShardedIndex(Retriever):
         return self._shards
 
     @property
-    def padding_id(self) -> int | str:
-        """The id of a column that holds no item: -1, or "" where ids are strings."""
-        return self._shards[0].padding_id
-
-    @property
-    def query_signature(self) -> FeatureSignature:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
-        return self._shards[0].query_signature
-
-    @property
-    def item_signature(self) -> FeatureSignature:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the item tower reads."""
-        return self._shards[0].item_signature
-
-    @property
-    def width(self) -> int:
-        """The number of dimensions of its vectors, D."""
-        return self._shards[0].width
-
-    def embed_query(self, features: Features) -> np.ndarray:
-        """Returns [B, D] float32: the vectors of a batch of query features."""
-        return self._shards[0].embed_query(features)
-
-    def embed_item(self, features: Features) -> np.ndarray:
-        """Returns [m, D] float32: the vectors of a batch of item features, known or new."""
-        return self._shards[0].embed_item(features)
+    def _model_of(self) -> Retriever:
+        return self._shards[0]
 
     def contains(self, ids: Any) -> np.ndarray:
         """Returns [m] bool: whether each of some ids is an item of any part."""
@@ -170,8 +146,9 @@ def export_shards(
     ids = model.items.ids
     with drafted(target, argument="path") as work:
         if vectors is None:
-            vectors = embed_items(model, batch_size, out=work / "vectors.npy")
-        mapped = check_item_vectors(vectors, len(ids))
+            mapped = embed_items(model, batch_size, out=work / "vectors.npy")
+        else:
+            mapped = check_item_vectors(vectors, len(ids))
         parts = _parts(len(ids), mapped.shape[1], byte_budget)
         for number, part in enumerate(parts):
             index = build_index(model, ids=ids[part], vectors=np.array(mapped[part]), **options)
