@@ -99,10 +99,10 @@ def test_strings_that_look_like_numbers_stay_strings():
 
 def test_absolute_paths_keep_the_kind_of_the_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = ["data.source=csv:a/log.csv", "data.columns.items.path=items.csv", "data.data_dir=d"]
+    options = ["data.source=csv:a/log.csv", "data.items.path=items.csv", "data.data_dir=d"]
     data = load_config(overrides=options).with_absolute_paths().data
     assert data.source == f"csv:{tmp_path}/a/log.csv"
-    assert data.columns.items.path == f"{tmp_path}/items.csv"
+    assert data.items.path == f"{tmp_path}/items.csv"
     assert data.data_dir == f"{tmp_path}/d"
     built_in = load_config().with_absolute_paths().data
     assert (built_in.source, built_in.data_dir) == ("synthetic", None)

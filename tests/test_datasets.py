@@ -10,7 +10,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from tfrs_negatives.datasets import ItemTable, LogColumns, load
+from tfrs_negatives.datasets import ItemTable, load
 from tfrs_negatives.types import InputError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -142,7 +142,8 @@ LOG = {
     "worth": [1, 2, 1, 1, 3],
 }
 ITEMS = {"id": [1, 2, 3], "name": ["x", "y", "z"], "price": [1.5, 2.5, 3.5], "kind": [4, 5, 4]}
-COLUMNS = LogColumns("item", ("user",), "user", "when", "worth", "stars")
+IDS = {"user": "query_id", "item": "item_id"}
+COLUMNS = {**IDS, "when": "time", "worth": "weight", "stars": "label"}
 
 Write = Callable[[Any, Path], None]
 WRITERS: dict[str, Write] = {"parquet": pq.write_table, "csv": pa_csv.write_csv}
@@ -158,16 +159,9 @@ def write_table(path: Path, columns: dict[str, Any]) -> Path:
 def test_a_table_with_a_catalogue(kind: str, tmp_path: Path) -> None:
     path = write_table(tmp_path / f"log.{kind}", LOG)
     items = write_table(tmp_path / f"items.{kind}", ITEMS)
-    columns = LogColumns(
-        "item",
-        ("user",),
-        "user",
-        "when",
-        "worth",
-        "stars",
-        ItemTable(str(items), "id", title="name"),
-    )
-    data = load(f"{kind}:{path}", columns=columns, split="by_time", test_fraction=0.3, min_rating=3)
+    table = ItemTable(str(items), {"id": "item_id", "name": "title"})
+    options = {"split": "by_time", "test_fraction": 0.3, "min_rating": 3}
+    data = load(f"{kind}:{path}", columns=COLUMNS, items=table, **options)
     assert data.train.query_features["user"].tolist() == ["b", "c", "b"]
     assert data.train.item_ids.tolist() == [1, 3, 1]
     assert data.train.weights.tolist() == [2, 1, 3]
@@ -185,8 +179,7 @@ def test_a_folder_of_tables_without_a_catalogue(kind: str, tmp_path: Path) -> No
     for part in (0, 1):
         rows = {name: values[2 * part : 2 * part + 3] for name, values in LOG.items()}
         write_table(tmp_path / "log" / f"part{part}.{kind}", rows)
-    columns = LogColumns("item", ("user",), "user")
-    data = load(f"{kind}:{tmp_path / 'log'}", columns=columns, split="by_user", test_fraction=0.4)
+    data = load(f"{kind}:{tmp_path / 'log'}", columns=IDS, split="by_user", test_fraction=0.4)
     assert len(data.train) + len(data.test) == 6
     assert data.items.ids.tolist() == [1, 2, 3]
     assert list(data.items.features) == ["item"]
@@ -205,12 +198,13 @@ def test_kinds_of_columns(tmp_path: Path) -> None:
         "member": [True, False, True],
         "time": pa.array(day.astype("datetime64[us]") + np.timedelta64(1_500_000, "us")),
     }
-    names = ("user_id", "words", "past", "flags", "vector", "member")
+    names = ("words", "past", "flags", "vector", "member")
     path = write_table(tmp_path / "log.parquet", table)
-    columns = LogColumns(query=names, timestamp="time")
+    columns = {"user_id": "query_id", "item_id": "item_id", "time": "time"}
+    columns |= dict.fromkeys(names, "query")
     data = load(f"parquet:{path}", columns=columns, split="by_time", test_fraction=0.3)
     features = data.train.query_features
-    assert data.train.timestamps.tolist() == [86_401, 1]
+    assert data.train.timestamps.tolist() == [86_401.5, 1.5]
     assert features["user_id"].tolist() == ["u", "v"]
     assert features["words"].tolist() == [["x", "y"], ["", ""]]
     assert features["past"].tolist() == [[7, 8], [9, -1]]
@@ -222,37 +216,38 @@ def test_kinds_of_columns(tmp_path: Path) -> None:
     assert data.test.query_features["past"].tolist() == [[-1, -1]]
 
 
+WITH_AGE = {**COLUMNS, "age": "query"}
 BAD_TABLES = [
-    ({"item": [1.5, 2.0, 3.0, 1.0, 2.0]}, {}, "`item`: expected integers or strings.*double"),
-    ({"item": [1, 2, None, 3, 1]}, {}, "`item`: expected no empty value.*first in row 2"),
-    ({"stars": [1.0, float("nan"), 2, 3, 4]}, {}, "`stars`: expected finite numbers.*row 1"),
+    ({"item": [1.5, 2.0, 3.0, 1.0, 2.0]}, {}, "`item`: expected ids .*Received: number 1.5 in row"),
+    ({"item": [1, 2, None, 3, 1]}, {}, "`item`: expected an id in every row.*first in row 2"),
+    ({"stars": [1.0, float("nan"), 2, 3, 4]}, {}, "`stars`: expected a number in every row.*row 1"),
     ({"stars": list("abcde")}, {}, "`stars`: expected numbers"),
     ({"worth": [1, -2, 1, 1, 1]}, {}, "`weights`: expected no negative weight"),
-    ({"when": [1.0, 2, 3, 4, 5]}, {}, "`when`: expected dates, times or integer seconds"),
-    ({"user": [b"a", b"b", b"c", b"d", b"e"]}, {}, "`user`: expected numbers, strings, or lists"),
-    ({"user": [[1, -1], [1], [], [2], [2]]}, {}, "`user`: expected no negative number in lists"),
-    ({"user": [[1.5, 1.0], [1.0], [], [2.0], [2.0]]}, {}, "`user`: .*lists of numbers with one"),
-    ({"user": [[1], [None], [1], [1], [1]]}, {}, "`user`: expected no empty value in a list"),
-    ({"user": [1.0, 2.0, float("inf"), 1.0, 1.0]}, {}, "`user`: expected finite numbers.*row 2"),
-    ({}, {"columns": LogColumns("sku", ("user",), "user")}, "`sku`: expected one of the columns"),
-    ({}, {"columns": LogColumns("item", ("who",), "who")}, "`who`: expected one of the columns"),
-    ({}, {"columns": LogColumns("item", ("user",), "id")}, "`query_key`: expected one of"),
-    ({}, {"columns": LogColumns("item", ("user", "item"))}, "`query`: expected no column 'item'"),
-    ({}, {"columns": None}, "`columns`: expected the columns of a parquet or csv source"),
-    ({}, {"min_rating": 6}, "`min_rating`: expected a rating that some event reaches.*5.0"),
+    ({"when": list("abcde")}, {}, "`when`: expected texts that can be read as time.*'a'"),
+    ({"when": [True] * 5}, {}, "`when`: expected dates, times, or seconds"),
+    ({"user": [1.0, 2.0, 3.0, 1.0, 1.0]}, {}, "`user`: expected ids.*type: integer"),
+    ({"user": [[1], [1], [2], [2], [2]]}, {}, "`user`: expected one id per row"),
+    ({"user": [b"\xff"] * 5}, {}, "`user`: expected bytes in UTF-8"),
+    ({"age": [[1, -1], [1], [], [2], [2]]}, {}, "`age`: expected no negative number in lists"),
+    ({"age": [[1.5, 1.0], [1.0], [], [2.0], [2.0]]}, {}, "`age`: .*lists of numbers with one"),
+    ({"age": [[1], [None], [1], [1], [1]]}, {}, "`age`: expected no missing or empty value in a"),
+    ({"age": [1.0, 2.0, float("inf"), 1.0, 1.0]}, {}, "`age`: expected finite numbers.*row 2"),
+    ({"age": [1.0, 2.0, float("nan"), 1.0, 1.0]}, {}, "`age`: expected a value in .*row 2"),
+    ({"age": [1e300] * 5}, {}, "`age`: expected finite numbers of float32"),
+    ({"age": np.array([1, 2, 3, 4, 5], "M8[s]")}, {}, "`age`: expected numbers or texts; a date"),
+    ({"age": [{"a": 1}] * 5}, {}, "`age`: expected numbers, texts, times, or lists"),
+    ({}, {"columns": {"user": "query_id", "sku": "item_id"}}, "`sku`: expected one of the columns"),
+    ({}, {"columns": {"who": "query_id", "item": "item_id"}}, "`who`: expected one of the columns"),
+    ({}, {"columns": {"user": "query_id"}}, "`columns`: expected a column of the role item_id"),
+    ({}, {"columns": {**IDS, "when": "query_id"}}, "`columns`: expected one column of the role"),
+    ({}, {"columns": {**IDS, "when": "clock"}}, "`columns.when`: expected one of"),
+    ({}, {"columns": None}, "`user_id`: expected one of the columns"),
+    ({}, {"min_rating": 6}, "`min_rating`: expected a label that some event reaches.*5.0"),
     ({}, {"split": "as_given"}, "`split`: .*for a source without a split"),
     ({}, {"split": "by_moon"}, "`split`: expected one of .*Received: 'by_moon'"),
     ({}, {"test_fraction": 2.0}, "`test_fraction`: expected a number between 0 and 1"),
-    (
-        {},
-        {"columns": LogColumns("item", ("user",), "user"), "min_rating": 3},
-        "`min_rating`: expected None for a source without ratings",
-    ),
-    (
-        {},
-        {"columns": LogColumns("item", ("user",), "user"), "split": "by_time"},
-        "`split`: expected a log with timestamps",
-    ),
+    ({}, {"columns": IDS, "min_rating": 3}, "`min_rating`: expected None for a log without labels"),
+    ({}, {"columns": IDS, "split": "by_time"}, "`split`: expected a log with timestamps"),
     ({name: values[:0] for name, values in LOG.items()}, {}, "`source`: expected at least one row"),
 ]
 
@@ -262,8 +257,9 @@ def test_bad_tables(
     changed: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     path = write_table(tmp_path / "log.parquet", {**LOG, **changed})
+    columns = WITH_AGE if "age" in changed else COLUMNS
     with pytest.raises(InputError, match=message):
-        load(f"parquet:{path}", **{"columns": COLUMNS, **options})
+        load(f"parquet:{path}", **{"columns": columns, **options})
 
 
 @pytest.mark.parametrize(
@@ -271,11 +267,11 @@ def test_bad_tables(
     [
         ({"id": [1, 2, 1]}, {}, "`ids`: expected each item once"),
         ({"id": [1, 2, 4]}, {}, "`item_ids`: expected only items of the catalogue.*first is .*3"),
-        ({"id": ["1", "2", "3"]}, {}, "`item`: expected the type of the ids of the catalogue"),
-        ({"price": [1.0, None, 2.0]}, {}, "`price`: expected no empty value"),
-        ({"price": [1.0, float("nan"), 2.0]}, {}, "`price`: expected finite numbers"),
-        ({}, {"title": "label"}, "`label`: expected one of the columns"),
-        ({}, {"item_id": "sku"}, "`sku`: expected one of the columns"),
+        ({"id": ["1", "2", "3"]}, {}, "`item`: expected ids that are strings, as in the catalogue"),
+        ({"price": [1.0, None, 2.0]}, {}, "`price`: expected a value in every row.*row 1"),
+        ({"price": [1.0, float("nan"), 2.0]}, {}, "`price`: expected a value in every row.*row 1"),
+        ({}, {"columns": {"id": "item_id", "label": "title"}}, "`label`: expected one of the"),
+        ({}, {"columns": {"sku": "item_id"}}, "`sku`: expected one of the columns"),
         ({}, {"path": "absent.parquet"}, "`items`: expected an existing file or folder"),
     ],
 )
@@ -284,15 +280,15 @@ def test_bad_catalogues(
 ) -> None:
     path = write_table(tmp_path / "log.parquet", LOG)
     items = write_table(tmp_path / "items.parquet", {**ITEMS, **changed})
-    table = ItemTable(**{"path": str(items), "item_id": "id", **spec})
+    table = ItemTable(**{"path": str(items), "columns": {"id": "item_id"}, **spec})
     with pytest.raises(InputError, match=message):
-        load(f"parquet:{path}", columns=LogColumns("item", ("user",), "user", items=table))
+        load(f"parquet:{path}", columns=IDS, items=table)
 
 
 def test_a_csv_that_changes_its_mind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("user,item\na,1\nb\n")
     with pytest.raises(InputError, match=r"log.csv`: expected readable csv"):
-        load(f"csv:{tmp_path / 'log.csv'}", columns=LogColumns("item", ("user",), "user"))
+        load(f"csv:{tmp_path / 'log.csv'}", columns=IDS)
 
 
 # Sources.
@@ -315,8 +311,10 @@ def test_bad_sources(source: str, message: str) -> None:
 
 
 def test_columns_belong_to_tables_only() -> None:
-    with pytest.raises(InputError, match=r"`columns`: .* and of no other"):
-        load("synthetic", columns=LogColumns())
+    with pytest.raises(InputError, match=r"`columns`: .*only parquet and csv sources have them"):
+        load("synthetic", columns=IDS)
+    with pytest.raises(InputError, match=r"`items`: .*only parquet and csv sources have them"):
+        load("synthetic", items=ItemTable("items.parquet"))
 
 
 @pytest.mark.parametrize(
@@ -369,4 +367,4 @@ def test_ids_that_do_not_fit_into_int64_are_named(tmp_path):
     users = pa.array([2**63 + 5, 1], pa.uint64())
     pq.write_table(pa.table({"user_id": users, "item_id": [1, 2]}), tmp_path / "log.parquet")
     with pytest.raises(InputError, match=r"^`user_id`: expected integers that fit into int64"):
-        load(f"parquet:{tmp_path / 'log.parquet'}", columns=LogColumns())
+        load(f"parquet:{tmp_path / 'log.parquet'}")

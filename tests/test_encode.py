@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue, to_keys
+from tfrs_negatives.core.ids import to_keys
+from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.encode.features import encode_feature, infer_features
 from tfrs_negatives.encode.towers import build_tower
 from tfrs_negatives.train.task import Retrieval

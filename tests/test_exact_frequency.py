@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from frequency_helpers import keys, probability
 
-from tfrs_negatives.encode.catalogue import to_keys
+from tfrs_negatives.core.ids import to_keys
 from tfrs_negatives.propose.frequency import ExactFrequency
 from tfrs_negatives.types import EMPTY_ID, InputError
 

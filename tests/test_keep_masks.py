@@ -12,8 +12,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfrs_negatives.core.ids import to_keys
 from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue, to_keys
+from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.score import known_positives
 from tfrs_negatives.score.keep_masks import AccidentalHits, ScoreMargin
 from tfrs_negatives.score.known_positives import KnownPositives

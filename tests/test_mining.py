@@ -363,10 +363,6 @@ def other_items():
     return replace(LOG, item_ids=LOG.item_ids + 1000)
 
 
-def float_users():
-    return replace(LOG, query_key="age")
-
-
 @pytest.mark.parametrize(
     ("options", "argument"),
     [
@@ -381,7 +377,6 @@ def float_users():
         ({"log": LOG.take(np.arange(0))}, "log"),
         ({"log": other_items()}, "item_ids"),
         ({"catalogue": TEXT_MODEL.items}, "catalogue"),
-        ({"log": float_users()}, r"log.query_features\['age'\]"),
         ({"index": build_index(TEXT_MODEL)}, "index"),
     ],
     ids=lambda case: str(case)[:30],

@@ -13,8 +13,9 @@ from replicas import strategy_with_collectives
 from small_batch import CATALOGUE, exact_frequency, run
 
 from tfrs_negatives.callbacks import Checkpoints
+from tfrs_negatives.core.ids import to_keys
 from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue, to_keys
+from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.mining import MineHardNegatives, mine_hard_negatives
 from tfrs_negatives.propose.negative_table import NegativeTable
 from tfrs_negatives.propose.negatives import Explicit, InBatch, Weighted

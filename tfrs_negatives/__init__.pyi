@@ -6,6 +6,8 @@ from .batching import doubling as doubling
 from .callbacks import Checkpoints as Checkpoints
 from .config import RunConfig as RunConfig
 from .config import load_config as load_config
+from .core.schema import Column as Column
+from .core.schema import Schema as Schema
 from .datasets import Interactions as Interactions
 from .datasets import RetrievalData as RetrievalData
 from .encode.catalogue import ItemCatalogue as ItemCatalogue

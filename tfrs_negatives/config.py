@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from tfrs_negatives.types import CorrectionPolicy, FeatureKind, Similarity, bad_input
+from tfrs_negatives.core.schema import Column, Schema
+from tfrs_negatives.types import CorrectionPolicy, FeatureKind, InputError, Similarity, bad_input
 
 FeatureKinds = dict[str, FeatureKind | None]
 
@@ -46,25 +48,32 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+def _as_column(spec: Any) -> Any:
+    """Reads `user: query_id` as `user: {role: query_id}`."""
+    if isinstance(spec, str):
+        return Column(spec)  # type: ignore[arg-type]  # it is checked there
+    if not isinstance(spec, dict):
+        return spec
+    known = [part.name for part in fields(Column)]
+    for name in spec:
+        if name not in known:
+            raise bad_input(name, _nearest_of(name, known), spec[name])
+    if "role" not in spec:
+        raise bad_input("role", "a role, such as query", "none")
+    return Column(**spec)
+
+
+ColumnConfig = Annotated[Column, BeforeValidator(_as_column)]
+
+
 class ItemTableConfig(Section):
     """Where the catalogue of a Parquet or CSV log is."""
 
     path: str
-    item_id: str = "item_id"
-    features: list[str] | None = Field(None, description="null: all but the id and the title")
-    title: str | None = None
-
-
-class ColumnsConfig(Section):
-    """What the columns of a Parquet or CSV log mean."""
-
-    item_id: str = "item_id"
-    query: list[str] = ["user_id"]
-    query_key: str | None = Field("user_id", description="null: each event is its own query")
-    timestamp: str | None = None
-    weight: str | None = None
-    rating: str | None = None
-    items: ItemTableConfig | None = Field(None, description="null: the items of the log")
+    columns: dict[str, ColumnConfig] = Field(
+        {},
+        description="name: role, of item_id, item and title; none is item: all others are",
+    )
 
 
 class DataConfig(Section):
@@ -72,7 +81,7 @@ class DataConfig(Section):
 
     source: str = Field("synthetic", description="synthetic, movielens/100k, ml-100k:PATH, ...")
     split: Literal["as_given", "random", "by_user", "leave_last_out", "by_time"] | None = Field(
-        None, description="null: as the source gives it, else random"
+        None, description="null: as the source gives it, else by_time where it has times"
     )
     test_fraction: float = Field(0.2, gt=0, lt=1)
     validation_fraction: float | None = Field(
@@ -80,11 +89,23 @@ class DataConfig(Section):
         gt=0,
         lt=1,
         description="share of the training events that takes the place of the test part, to choose "
-        "settings on; null: the test part",
+        "settings on, cut off in the way of the split; null: the test part",
     )
-    min_rating: float | None = Field(None, description="events below are dropped")
+    min_rating: float | None = Field(None, description="events with a lower label are dropped")
     data_dir: str | None = Field(None, description="where tensorflow-datasets keeps its data")
-    columns: ColumnsConfig | None = Field(None, description="for parquet and csv sources")
+    columns: dict[str, ColumnConfig] | None = Field(
+        None,
+        description="name: role, or name: {role, type, encoding, missing}, for parquet and csv "
+        "sources; null: user_id and item_id",
+    )
+    items: ItemTableConfig | None = Field(
+        None, description="the catalogue of parquet and csv sources; null: the items of the log"
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _one_of_each(cls, columns: dict[str, Column] | None) -> dict[str, Column] | None:
+        return None if columns is None else dict(Schema(columns).columns)
 
 
 class ModelConfig(Section):
@@ -232,8 +253,8 @@ class RunConfig(Section):
         kind, colon, path = data.source.partition(":")
         data.source = f"{kind}:{Path(path).absolute()}" if colon else data.source
         data.data_dir = data.data_dir and str(Path(data.data_dir).absolute())
-        if data.columns is not None and data.columns.items is not None:
-            data.columns.items.path = str(Path(data.columns.items.path).absolute())
+        if data.items is not None:
+            data.items.path = str(Path(data.items.path).absolute())
         return self.model_copy(update={"data": data})
 
     def with_overrides(self, overrides: Sequence[str]) -> RunConfig:
@@ -314,6 +335,8 @@ def _explain(error: ValidationError) -> Exception:
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         return bad_input(".".join(path), _nearest(path), first["input"])
+    if first["type"] == "value_error":
+        return InputError(f"`{'.'.join(path)}`, {first['ctx']['error']}")
     message = first["msg"].removeprefix("Input should be ")
     return bad_input(".".join(path), message, repr(first["input"]))
 
@@ -323,7 +346,11 @@ def _nearest(path: list[str]) -> str:
     for part in path[:-1]:
         annotation = model.model_fields[part].annotation
         model = next((a for a in get_args(annotation) if a is not type(None)), annotation)
-    names = difflib.get_close_matches(path[-1], model.model_fields, n=1, cutoff=0.5)
+    return _nearest_of(path[-1], list(model.model_fields), prefix=path[:-1])
+
+
+def _nearest_of(name: str, known: list[str], *, prefix: Sequence[str] = ()) -> str:
+    names = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if names:
-        return f"a known key, perhaps `{'.'.join([*path[:-1], names[0]])}`"
-    return f"one of {sorted(model.model_fields)}"
+        return f"a known key, perhaps `{'.'.join([*prefix, names[0]])}`"
+    return f"one of {sorted(known)}"

@@ -1,15 +1,16 @@
 """A configuration to a run folder: train, evaluate, index, recommend.
 
-A run folder holds `config.yaml` (resolved), `history.csv`, `metrics.json`, `model.keras`,
-`per_query.parquet` (what was found for each test query), `queries.parquet` (the features of each
-known query), `items.parquet` (ids, titles, training counts) and, once built, `index/`; `run_folder`
-says how it comes about.
+A run folder holds `config.yaml` (resolved), `schema.json` (what each column was understood to be),
+`history.csv`, `metrics.json`, `model.keras`, `per_query.parquet` (what was found for each test
+query), `queries.parquet` (the latest features of each known query), `items.parquet` (ids, titles,
+training counts) and, once built, `index/`; `run_folder` says how it comes about.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ import tensorflow as tf
 
 from tfrs_negatives.batching import RefreshClusters
 from tfrs_negatives.callbacks import Checkpoints, EpochClock, HistoryFile
-from tfrs_negatives.config import ColumnsConfig, RunConfig, load_config
-from tfrs_negatives.datasets import Interactions, ItemTable, LogColumns, RetrievalData, load
+from tfrs_negatives.config import RunConfig, load_config
+from tfrs_negatives.datasets import Interactions, ItemTable, RetrievalData, load
+from tfrs_negatives.datasets.describe import as_text, describe
 from tfrs_negatives.evaluation import Evaluation, TopKEvaluation, evaluate
 from tfrs_negatives.files import write_text
 from tfrs_negatives.index import Index, build_index, export_index, load_index
 from tfrs_negatives.index.archive import read_manifest
 from tfrs_negatives.mining import MiningRules, MiningSummary, mine_hard_negatives
-from tfrs_negatives.model_builder import build_batches, build_model
+from tfrs_negatives.model_builder import Features, build_batches, build_model, infer_towers
 from tfrs_negatives.run_folder import begin_run, check_log, is_trained, reopen_run
 from tfrs_negatives.run_tables import (
     KnownItems,
@@ -37,23 +39,14 @@ from tfrs_negatives.run_tables import (
 from tfrs_negatives.train.two_tower import TwoTower
 from tfrs_negatives.types import bad_input
 
+logger = logging.getLogger("tfrs_negatives")
+
 
 def load_data(config: RunConfig) -> RetrievalData:
     """Loads and cuts the log that the configuration names."""
-    options = config.data.model_dump()
-    if config.data.columns is not None or config.data.source.startswith(("csv:", "parquet:")):
-        options["columns"] = _log_columns(config.data.columns or ColumnsConfig())
+    options, items = dict(config.data), config.data.items
+    options["items"] = None if items is None else ItemTable(items.path, items.columns)
     return load(**options, seed=config.train.seed)
-
-
-def _log_columns(columns: ColumnsConfig) -> LogColumns:
-    table = columns.items
-    fields = columns.model_dump(exclude={"items"})
-    fields["query"] = tuple(columns.query)
-    if table is not None:
-        features = None if table.features is None else tuple(table.features)
-        fields["items"] = ItemTable(table.path, table.item_id, features, table.title)
-    return LogColumns(**fields)
 
 
 def train_run(
@@ -115,10 +108,19 @@ def _train(
     _check_ks(config, len(data.items))
     check_log(work, data)
     tf.keras.utils.set_random_seed(config.train.seed)
-    model = build_model(config, data)
+    features = infer_towers(config, data)
+    _write_schema(work, data, features)
+    model = build_model(config, data, features)
     metrics = _fit(config, data, model, work, callbacks)
     _write_run(data, model, metrics, work)
     return metrics
+
+
+def _write_schema(work: Path, data: RetrievalData, features: Features) -> None:
+    """Says what the log was understood to be, and records it."""
+    lines = describe(data, *features)
+    logger.info("%s", as_text(data, lines))
+    write_text(work / "schema.json", _to_json([line._asdict() for line in lines]))
 
 
 def _fit(
@@ -337,5 +339,5 @@ def _write_run(data: RetrievalData, model: TwoTower, metrics: dict[str, Any], wo
     write_text(work / "metrics.json", _to_json(metrics))
 
 
-def _to_json(record: Mapping[str, Any]) -> str:
+def _to_json(record: Mapping[str, Any] | Sequence[Any]) -> str:
     return json.dumps(record, indent=2) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +14,7 @@ from tfrs_negatives import recipes
 from tfrs_negatives.batching import ClusteredBatches, doubling
 from tfrs_negatives.config import RunConfig
 from tfrs_negatives.datasets import RetrievalData
-from tfrs_negatives.encode.features import infer_features
+from tfrs_negatives.encode.features import FeatureSpec, infer_features
 from tfrs_negatives.encode.towers import build_tower
 from tfrs_negatives.optimizers import SparseAdam
 from tfrs_negatives.propose.frequency import ExactFrequency
@@ -42,26 +42,48 @@ HARD = {*CLUSTERED, "dynamic_negative_sampling"}
 OPTIMIZERS = {"adagrad": tf.keras.optimizers.Adagrad, "sparse_adam": SparseAdam}
 
 
-def build_model(config: RunConfig, data: RetrievalData) -> TwoTower:
+class Features(NamedTuple):
+    """How the two towers read their features."""
+
+    queries: list[FeatureSpec]
+    items: list[FeatureSpec]
+
+
+def infer_towers(config: RunConfig, data: RetrievalData) -> Features:
+    """Learns from the training part how the towers read their features.
+
+    Args:
+        config: the run.
+        data: its log; of the items, only those that occur in the training part are learned from.
+    """
+    counts = data.train.item_counts(data.items)
+    seen = {name: column[counts > 0] for name, column in data.items.features.items()}
+    dropout = {data.items.item_key: config.model.id_dropout}
+    if data.train.query_key is not None:
+        dropout[data.train.query_key] = config.model.id_dropout
+    queries = infer_features(data.train, config.model.query_features, id_dropout=dropout)
+    items = infer_features(
+        seen, config.model.item_features, declared=data.items.columns, id_dropout=dropout
+    )
+    return Features(queries, items)
+
+
+def build_model(
+    config: RunConfig, data: RetrievalData, features: Features | None = None
+) -> TwoTower:
     """Builds the towers from the training part and the task from the recipe, compiled.
 
     Args:
         config: the run.
         data: its log; only the training part and the catalogue are read.
+        features: what `infer_towers` returned; None asks it.
 
     Returns:
         The model, ready for `fit`.
     """
-    counts = data.train.item_counts(data.items)
-    seen = {name: column[counts > 0] for name, column in data.items.features.items()}
+    queries, items = features or infer_towers(config, data)
     sizes = config.model.model_dump(include={"embedding_dim", "hidden", "output_dim"})
-    dropout = {data.items.item_key: config.model.id_dropout}
-    if data.train.query_key is not None:
-        dropout[data.train.query_key] = config.model.id_dropout
-    queries = infer_features(
-        data.train.query_features, config.model.query_features, id_dropout=dropout
-    )
-    items = infer_features(seen, config.model.item_features, id_dropout=dropout)
+    counts = data.train.item_counts(data.items)
     with _precision(config.train.precision), _strategy(config.train.strategy).scope():
         model = TwoTower(
             build_tower(queries, name="query_tower", **sizes),

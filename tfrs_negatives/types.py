@@ -33,6 +33,7 @@ Features: TypeAlias = "Mapping[str, Any]"
 Similarity = Literal["dot", "cosine"]
 CorrectionPolicy = Literal["both", "negatives"]
 FeatureKind = Literal["categorical", "numeric", "multi_hot", "list"]
+ColumnType = Literal["integer", "number", "text", "time"]
 
 FEATURE_NAME = "[A-Za-z][A-Za-z0-9_]*"
 """A pattern for the names that Keras layers and the inputs of a SavedModel can carry."""

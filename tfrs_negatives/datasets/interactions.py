@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
+from tfrs_negatives.core.columns import num_rows
+from tfrs_negatives.core.ids import as_ids, check_same_kind, id_kind
+from tfrs_negatives.core.roles import as_feature, as_numbers, as_times
+from tfrs_negatives.core.schema import Column, ColumnSpec, Schema
+from tfrs_negatives.datasets import frames, table_files
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.types import bad_input
 
-if TYPE_CHECKING:
-    from tfrs_negatives.datasets.synthetic import SyntheticTruth
+WEIGHT_KEY = "sample_weight"
+"""The column of a batch that weighs its rows."""
 
 
 @dataclass(frozen=True)
 class Interactions:
     """E events: who (query features), what (item id), and where known when and how much.
 
+    Every column may come in any container (list, numpy, pandas, polars, Arrow, tensor); rows are
+    counted by position. `from_pandas` and its sisters read whole tables by a schema.
+
     Attributes:
         query_features: name -> [E, ...].
-        item_ids: [E] integers or strings.
+        item_ids: [E] integers or texts.
         query_key: the query feature that says which events belong to one query (a user id); None
             where every event is a query of its own.
-        timestamps: [E] int64 seconds, or None.
+        timestamps: [E] seconds since 1970 (UTC), or dates, or texts in ISO 8601, which become such;
+            None where they are unknown.
         weights: [E] float32, the example weights, or None.
+        labels: [E] float32, such as ratings, or None.
+        columns: what is declared of query features, such as that one may miss values
+            (`Column("query", missing="own")`).
 
     Raises:
-        InputError: if a column has another length, a float feature holds NaN or infinity, a weight
-            is negative, or `query_key` is no feature.
+        InputError: if a column has another length, mixes kinds, lacks values that it may not lack,
+            an id is no id, a weight is negative, `query_key` is no feature, or a feature that is
+            declared constant changes.
 
     Example:
         >>> users = {"user_id": np.array([1, 1, 2])}
@@ -44,45 +58,193 @@ class Interactions:
     query_key: str | None = None
     timestamps: np.ndarray | None = None
     weights: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    columns: Mapping[str, ColumnSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        columns = {**self.query_features, "timestamps": self.timestamps, "weights": self.weights}
-        for name, column in columns.items():
-            if column is not None:
-                _check_column(name, column, len(self.item_ids))
-        if self.item_ids.dtype.kind not in "iuU":
-            raise bad_input("item_ids", "integers or strings", f"dtype {self.item_ids.dtype}")
+        schema = Schema(self.columns)
+        self._check_names(schema)
+        self._check_lengths()
+        features = {
+            name: as_ids(column, name)
+            if name == self.query_key
+            else as_feature(column, name, may_miss=name in schema.may_miss)
+            for name, column in self.query_features.items()
+        }
+        key = {} if self.query_key is None else {self.query_key: Column("query_id")}
+        self._set(query_features=features, columns={**key, **schema.columns})
+        self._set(item_ids=as_ids(self.item_ids, "item_ids", are_items=True))
+        if self.timestamps is not None:
+            self._set(timestamps=as_times(self.timestamps, "timestamps"))
+        for name in ("weights", "labels"):
+            if getattr(self, name) is not None:
+                self._set(**{name: as_numbers(getattr(self, name), name)})
         if self.weights is not None and len(self.weights) and self.weights.min() < 0:
             raise bad_input("weights", "no negative weight", self.weights.min())
+        self._check_declared(schema)
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _check_names(self, schema: Schema) -> None:
         if self.query_key is not None and self.query_key not in self.query_features:
             raise bad_input("query_key", f"one of {sorted(self.query_features)}", self.query_key)
+        if WEIGHT_KEY in self.query_features:
+            expected = f"no feature named {WEIGHT_KEY!r}, which weighs the rows of a batch"
+            raise bad_input("query_features", expected, sorted(self.query_features))
+        schema.check_against(self.query_features, where="the query features")
+
+    def _check_lengths(self) -> None:
+        others = {"timestamps": self.timestamps, "weights": self.weights, "labels": self.labels}
+        num_events = num_rows(self.item_ids, "item_ids")
+        for name, column in {**self.query_features, **others}.items():
+            if column is not None and num_rows(column, name) != num_events:
+                received = f"{num_rows(column, name)} rows"
+                raise bad_input(name, f"{num_events} rows, one per event", received)
+
+    def _check_declared(self, schema: Schema) -> None:
+        for name in schema.names("history"):
+            history = self.query_features[name]
+            if history.ndim != 2 or history.dtype.kind not in "iU":
+                raise bad_input(name, "a list of item ids per row", f"dtype {history.dtype}")
+            check_same_kind(name, id_kind(history), id_kind(self.item_ids), other_name="item_ids")
+        changing = [n for n in schema.names("constant") if n in self._changing()]
+        if changing:
+            expected = "one value in all events of a query, as it is declared constant"
+            raise bad_input(changing[0], expected, "values that change within a query")
+
+    @classmethod
+    def from_pandas(cls, frame: Any, columns: Mapping[str, ColumnSpec]) -> Interactions:
+        """Reads a log from a pandas frame; its index is not read.
+
+        Args:
+            frame: one row per event.
+            columns: name -> role or `Column`, see there. Columns that are not named are not read.
+
+        Returns:
+            The log, in the order of the rows.
+
+        Raises:
+            InputError: for a column that does not exist, or that is not what it is declared to be.
+
+        Example:
+            >>> import pandas as pd
+            >>> frame = pd.DataFrame({"user": ["a", "b"], "item": [7, 8], "age": [20, None]})
+            >>> columns = {"user": "query_id", "item": "item_id"}
+            >>> columns["age"] = Column("query", missing="own")
+            >>> Interactions.from_pandas(frame, columns).query_features["age"].tolist()
+            [20.0, nan]
+        """
+        return cls._from_frame(frame, columns, where="the frame")
+
+    @classmethod
+    def from_polars(cls, frame: Any, columns: Mapping[str, ColumnSpec]) -> Interactions:
+        """Reads a log from a polars frame; see `from_pandas`."""
+        return cls._from_frame(frame, columns, where="the frame")
+
+    @classmethod
+    def from_dataset(
+        cls, dataset: tf.data.Dataset, columns: Mapping[str, ColumnSpec]
+    ) -> Interactions:
+        """Reads a log from a `tf.data.Dataset` of dicts, one event or one batch an element.
+
+        It is read to its end and held in memory. See `from_pandas`.
+
+        Raises:
+            InputError: also if the elements are no dicts, or the data set has no end.
+        """
+        schema = Schema(columns)
+        found = frames.dataset_columns(dataset, schema)
+        return cls(**frames.log_arguments(found, schema))
+
+    @classmethod
+    def from_parquet(cls, path: str | Path, columns: Mapping[str, ColumnSpec]) -> Interactions:
+        """Reads a log from a Parquet file or a folder of them; see `from_pandas`."""
+        return cls._from_file(path, "parquet", columns)
+
+    @classmethod
+    def from_csv(cls, path: str | Path, columns: Mapping[str, ColumnSpec]) -> Interactions:
+        """Reads a log from a CSV file or a folder of them; see `from_pandas`.
+
+        A column is of integers where every value is written as one is ("7", but not "007"), of
+        numbers where every value is one, else of texts.
+        """
+        return cls._from_file(path, "csv", columns)
+
+    @classmethod
+    def _from_frame(cls, frame: Any, columns: Mapping[str, ColumnSpec], *, where: str) -> Any:
+        schema = Schema(columns)
+        found = frames.frame_columns(frame, schema, where=where)
+        return cls(**frames.log_arguments(found, schema))
+
+    @classmethod
+    def _from_file(cls, path: str | Path, kind: str, columns: Mapping[str, ColumnSpec]) -> Any:
+        schema = Schema(columns)
+        found = table_files.read_table(Path(path), kind, schema)
+        return cls(**frames.log_arguments(found, schema))
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
-    def take(self, rows: np.ndarray) -> Interactions:
+    def take(self, rows: Any) -> Interactions:
         """Returns the events at `rows` (a boolean mask or row numbers), in that order."""
-        return replace(
-            self,
-            query_features={name: column[rows] for name, column in self.query_features.items()},
-            item_ids=self.item_ids[rows],
-            timestamps=None if self.timestamps is None else self.timestamps[rows],
-            weights=None if self.weights is None else self.weights[rows],
-        )
+        rows = np.asarray(rows)
+        taken = object.__new__(Interactions)
+        taken.__dict__.update(self.__dict__)  # what is checked stays so
+        taken._set(query_features={n: column[rows] for n, column in self.query_features.items()})
+        for name in ("item_ids", "timestamps", "weights", "labels"):
+            column = getattr(self, name)
+            taken._set(**{name: None if column is None else column[rows]})
+        return taken
 
-    def queries(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def queries(
+        self, *, moment: Literal["first", "last"] = "last"
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Groups the events by query.
 
+        Args:
+            moment: "last" describes a query as its latest event has it, "first" as its earliest: by
+                time where the log has times, else by row; of events at one time the later row is
+                later.
+
         Returns:
-            The features of each distinct query as its first event has them, [Q, ...] each, and the
-            number of the query that each event belongs to, [E] int64.
+            The features of each distinct query, [Q, ...] each, in the order of the query key, and
+            the number of the query that each event belongs to, [E] int64.
         """
         if self.query_key is None:
             return dict(self.query_features), np.arange(len(self))
-        _, first, query_of_event = np.unique(
-            self.query_features[self.query_key], return_index=True, return_inverse=True
+        keys, query_of_event = np.unique(self.query_features[self.query_key], return_inverse=True)
+        keys_sorted = (
+            [query_of_event] if self.timestamps is None else [self.timestamps, query_of_event]
         )
-        return {n: column[first] for n, column in self.query_features.items()}, query_of_event
+        order = np.lexsort(keys_sorted)
+        side: Literal["left", "right"] = "left" if moment == "first" else "right"
+        place = np.searchsorted(query_of_event[order], np.arange(len(keys)), side=side)
+        events = order[place - (side == "right")]
+        return {n: column[events] for n, column in self.query_features.items()}, query_of_event
+
+    @property
+    def features(self) -> Mapping[str, np.ndarray]:
+        """The query features, what a tower may read."""
+        return self.query_features
+
+    @property
+    def event_features(self) -> tuple[str, ...]:
+        """The query features that change with the event: declared so, or found to change."""
+        declared = Schema(self.columns).names("event", "history")
+        changing = self._changing()
+        return tuple(n for n in self.query_features if n in declared or n in changing)
+
+    def _changing(self) -> set[str]:
+        profiles, query_of_event = self.queries()
+        return {
+            name
+            for name, column in self.query_features.items()
+            if not np.array_equal(
+                column, profiles[name][query_of_event], equal_nan=column.dtype.kind == "f"
+            )
+        }
 
     def item_rows(self, items: ItemCatalogue) -> np.ndarray:
         """Returns [E] int64: the catalogue row of each event's item.
@@ -185,9 +347,12 @@ class Interactions:
 
     def gather_rows(self, batches: tf.data.Dataset, *, item_key: str) -> tf.data.Dataset:
         """Returns the batches whose row numbers [B] a data set gives, as `dataset` does."""
+        if item_key in self.query_features:
+            expected = f"another name than the query feature {item_key!r}, which it would replace"
+            raise bad_input("item_key", expected, f"{item_key!r}: rename one of the two")
         columns = {**self.query_features, item_key: self.item_ids}
         if self.weights is not None:
-            columns["sample_weight"] = self.weights
+            columns[WEIGHT_KEY] = self.weights
         tensors = {name: tf.constant(column) for name, column in columns.items()}
         # Shuffling row numbers and gathering a batch at once is far cheaper than shuffling rows.
         gathered = batches.map(
@@ -195,58 +360,6 @@ class Interactions:
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         return gathered.prefetch(tf.data.AUTOTUNE)
-
-
-@dataclass(frozen=True)
-class RetrievalData:
-    """A log cut into training and test, with its catalogue.
-
-    Attributes:
-        train: what may be learned from. Vocabularies, counts and histories come from here only.
-        test: what is predicted.
-        items: the corpus, items without any event included.
-        name: what the data is called in tables.
-        truth: what the synthetic generator knows; None for real data and for a split not its own.
-        titles: [N] strings, the names of the items for display; None where there are none.
-    """
-
-    train: Interactions
-    test: Interactions
-    items: ItemCatalogue
-    name: str
-    truth: SyntheticTruth | None = None
-    titles: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class SourceLog:
-    """A log as its source has it, before the rating threshold and the split.
-
-    Attributes:
-        log: E events.
-        items: the corpus.
-        ratings: [E] float32, or None.
-        is_test: [E] bool, the split that the source comes with; None where it has none.
-        titles: [N] strings, or None.
-        truth: what the synthetic generator knows, or None.
-    """
-
-    log: Interactions
-    items: ItemCatalogue
-    ratings: np.ndarray | None = None
-    is_test: np.ndarray | None = None
-    titles: np.ndarray | None = None
-    truth: SyntheticTruth | None = None
-
-
-def _check_column(name: str, column: Any, num_events: int) -> None:
-    if len(column) != num_events:
-        raise bad_input(name, f"{num_events} rows, one per event", f"{len(column)} rows")
-    if column.dtype.kind == "f" and not np.isfinite(column).all():
-        first = int(np.argwhere(~np.isfinite(column))[0][0])
-        raise bad_input(name, "finite numbers", f"{column[first]} in row {first}")
-    if column.dtype.kind not in "biufU":
-        raise bad_input(name, "numbers or strings", f"dtype {column.dtype}")
 
 
 def _shuffled(positions: tf.Tensor, num_events: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:

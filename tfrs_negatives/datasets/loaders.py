@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from tfrs_negatives.datasets.interactions import Interactions, RetrievalData, SourceLog
+from tfrs_negatives.core.schema import ColumnSpec
+from tfrs_negatives.datasets.interactions import Interactions
 from tfrs_negatives.datasets.movielens import read_grouplens, read_prepared
+from tfrs_negatives.datasets.retrieval_data import RetrievalData, SourceLog
 from tfrs_negatives.datasets.splits import AS_GIVEN, SPLITS, Parts, validation
 from tfrs_negatives.datasets.synthetic import synthetic
-from tfrs_negatives.datasets.tables import LogColumns, read_tables
+from tfrs_negatives.datasets.tables import DEFAULT_COLUMNS, ItemTable, read_tables
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.types import bad_input
 
@@ -35,7 +38,8 @@ def load(
     min_rating: float | None = None,
     seed: int = 0,
     data_dir: str | None = None,
-    columns: LogColumns | None = None,
+    columns: Mapping[str, ColumnSpec] | None = None,
+    items: ItemTable | None = None,
 ) -> RetrievalData:
     """Reads a log, keeps the positives and cuts it into training and test.
 
@@ -47,15 +51,19 @@ def load(
             `lightgcn:PATH`, a folder with train.txt and test.txt, each line a user and then items;
             `parquet:PATH` or `csv:PATH`, a file or a folder of files.
         split: a name in `SPLITS`, or `as_given` for the split that the source comes with; None is
-            `as_given` where there is one, otherwise `random`.
+            `as_given` where there is one, otherwise `by_time` where the log has times, otherwise
+            `random`.
         test_fraction: share of test for the splits that have a choice.
-        validation_fraction: share of the training events, drawn at random, that is returned in the
-            place of the test part, which is dropped; None returns the test part.
+        validation_fraction: share of the training events that is returned in the place of the test
+            part, which is dropped; it is cut off in the way of the split (`splits.validation`).
+            None returns the test part.
         min_rating: events with a lower rating are dropped; None keeps all.
         seed: of the split, and of the synthetic generator.
         data_dir: folder of tensorflow-datasets; None is its own default. What is not prepared
             there is downloaded.
-        columns: the meaning of the columns of a Parquet or CSV source, and only of those.
+        columns: name -> role or `Column` of a Parquet or CSV source, and only of those; None is
+            `user_id` and `item_id`.
+        items: the catalogue of a Parquet or CSV source; None is the items of its log.
 
     Returns:
         The data. Only the synthetic log with its own split has a `truth`, not its validation part.
@@ -69,15 +77,15 @@ def load(
         >>> len(data.train), len(data.test), data.truth is None
         (180000, 20000, True)
     """
-    found = _read(source, seed, data_dir, columns)
+    found = _read(source, seed, data_dir, columns=columns, items=items)
     found = _keep_positives(found, min_rating)
     found.log.item_rows(found.items)
     if split is None:
-        split = "random" if found.is_test is None else AS_GIVEN
+        split = default_split(found)
     train, test = _cut(found, split, test_fraction, seed)
     name = _short_name(source)
     if validation_fraction is not None:
-        train, test = validation(train, fraction=validation_fraction)
+        train, test = validation(train, fraction=validation_fraction, split=split)
         name += ", validation"
     return RetrievalData(
         train=train,
@@ -89,17 +97,31 @@ def load(
     )
 
 
-def _read(source: str, seed: int, data_dir: str | None, columns: LogColumns | None) -> SourceLog:
+def default_split(found: SourceLog) -> str:
+    """Returns the way to cut a log that none is named for: that of the future, where it has one."""
+    if found.is_test is not None:
+        return AS_GIVEN
+    return "random" if found.log.timestamps is None else "by_time"
+
+
+def _read(
+    source: str,
+    seed: int,
+    data_dir: str | None,
+    *,
+    columns: Mapping[str, ColumnSpec] | None,
+    items: ItemTable | None,
+) -> SourceLog:
     kind, _, path = source.partition(":")
     if (f"{kind}:PATH" if path else source) not in SOURCES:
         raise bad_input("source", f"one of {', '.join(SOURCES)}", repr(source))
     if path and not Path(path).exists():
         raise bad_input("source", "an existing file or folder", path)
-    if (kind in ("parquet", "csv")) != (columns is not None):
-        expected = "the columns of a parquet or csv source, and of no other"
-        raise bad_input("columns", expected, f"{columns} for {source}")
-    if columns is not None:
-        return read_tables(Path(path), kind, columns)
+    if kind in ("parquet", "csv"):
+        return read_tables(Path(path), kind, columns or DEFAULT_COLUMNS, items=items)
+    for name, given in (("columns", columns), ("items", items)):
+        if given is not None:
+            raise bad_input(name, "None: only parquet and csv sources have them", f"{source}")
     if kind == "synthetic":
         return _read_synthetic(seed)
     if kind == "ml-100k":
@@ -117,16 +139,16 @@ def _short_name(source: str) -> str:
 def _keep_positives(found: SourceLog, min_rating: float | None) -> SourceLog:
     if min_rating is None:
         return found
-    if found.ratings is None:
-        raise bad_input("min_rating", "None for a source without ratings", min_rating)
-    kept = found.ratings >= min_rating
+    labels = found.log.labels
+    if labels is None:
+        raise bad_input("min_rating", "None for a log without labels", min_rating)
+    kept = labels >= min_rating
     if not kept.any():
-        expected = f"a rating that some event reaches; the highest is {found.ratings.max()}"
+        expected = f"a label that some event reaches; the highest is {labels.max()}"
         raise bad_input("min_rating", expected, min_rating)
     return replace(
         found,
         log=found.log.take(kept),
-        ratings=found.ratings[kept],
         is_test=None if found.is_test is None else found.is_test[kept],
     )
 

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.datasets.interactions import Interactions, SourceLog
+from tfrs_negatives.datasets.interactions import Interactions
+from tfrs_negatives.datasets.retrieval_data import SourceLog
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.types import Columns, bad_input
 
@@ -128,9 +129,9 @@ def _source(log: Columns, movies: tuple[ItemCatalogue, np.ndarray]) -> SourceLog
             log["movie_id"][order],
             query_key="user_id",
             timestamps=log["timestamp"][order],
+            labels=log["rating"][order],
         ),
         items=movies[0],
-        ratings=log["rating"][order],
         titles=movies[1],
     )
 

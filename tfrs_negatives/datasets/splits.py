@@ -66,9 +66,7 @@ def by_user(log: Interactions, *, test_fraction: float = 0.2, seed: int = 0) -> 
         >>> len(set(train.query_features["user_id"]) & set(test.query_features["user_id"]))
         0
     """
-    queries, query_of_event = log.queries()
-    num_queries = len(next(iter(queries.values()), query_of_event))
-    return _cut(log, _draw(num_queries, test_fraction, seed)[query_of_event])
+    return _cut(log, _of_queries(log, test_fraction, seed, argument="test_fraction"))
 
 
 def leave_last_out(log: Interactions) -> Parts:
@@ -91,17 +89,7 @@ def leave_last_out(log: Interactions) -> Parts:
         >>> train.item_ids.tolist(), test.item_ids.tolist()
         ([8, 9], [7])
     """
-    times = _timestamps(log, "leave_last_out")
-    if log.query_key is None:
-        raise bad_input("split", "a log with a query key for leave_last_out", "a log without one")
-    _, query_of_event = log.queries()
-    order = np.lexsort((np.arange(len(log)), times, query_of_event))
-    query_in_order = query_of_event[order]
-    is_last = np.append(query_in_order[1:] != query_in_order[:-1], True)
-    is_first = np.append(True, query_in_order[1:] != query_in_order[:-1])
-    is_test = np.zeros(len(log), bool)
-    is_test[order] = is_last & ~is_first
-    return _cut(log, is_test)
+    return _cut(log, _is_last(log, "leave_last_out"))
 
 
 def by_time(log: Interactions, *, test_fraction: float = 0.2) -> Parts:
@@ -123,21 +111,22 @@ def by_time(log: Interactions, *, test_fraction: float = 0.2) -> Parts:
         >>> by_time(log, test_fraction=0.25)[1].item_ids.tolist()
         [0]
     """
-    times = _timestamps(log, "by_time")
-    num_test = _num_test(len(log), test_fraction)
-    cut = np.sort(times)[len(log) - num_test]
-    return _cut(log, times >= cut)
+    return _cut(log, _latest(log, test_fraction, argument="test_fraction"))
 
 
-def validation(train: Interactions, *, fraction: float) -> Parts:
-    """Puts a random share of the training events aside, to choose settings on.
+def validation(train: Interactions, *, fraction: float, split: str = "random") -> Parts:
+    """Puts a share of the training events aside, to choose settings on, in the way of the split.
 
-    The draw has a seed of its own: runs of all seeds see one validation part where they have one
-    training part.
+    Settings for the future are chosen on the latest events before it, settings for new queries on
+    other new queries. A draw has a seed of its own: runs of all seeds see one validation part where
+    they have one training part.
 
     Args:
-        train: E events, the training part of any split.
-        fraction: share of them, between 0 and 1.
+        train: E events, the training part of a split.
+        fraction: share of them (of the queries for `by_user`), between 0 and 1.
+        split: the way that the test part was cut off. For `leave_last_out` it is the last event of
+            each of a share of the queries, such that it is the fraction of all events, or all that
+            there are. `random` and `as_given` draw events.
 
     Returns:
         What is left to train on, and the validation part.
@@ -151,7 +140,19 @@ def validation(train: Interactions, *, fraction: float) -> Parts:
         >>> len(train), len(chosen)
         (7, 3)
     """
-    return _cut(train, _draw(len(train), fraction, VALIDATION_SEED, argument="validation_fraction"))
+    argument = "validation_fraction"
+    if split == "by_time":
+        return _cut(train, _latest(train, fraction, argument=argument))
+    if split == "by_user":
+        return _cut(train, _of_queries(train, fraction, VALIDATION_SEED, argument=argument))
+    drawn = _draw(len(train), fraction, VALIDATION_SEED, argument=argument)
+    if split != "leave_last_out":
+        return _cut(train, drawn)
+    last = np.flatnonzero(_is_last(train, split))
+    order = np.random.Generator(np.random.PCG64(VALIDATION_SEED)).permutation(len(last))
+    chosen = np.zeros(len(train), bool)
+    chosen[last[order[: drawn.sum()]]] = True
+    return _cut(train, chosen)
 
 
 SPLITS: dict[str, Callable[[Interactions, float, int], Parts]] = {
@@ -184,6 +185,33 @@ def _draw(total: int, fraction: float, seed: int, *, argument: str = "test_fract
     chosen = np.zeros(total, bool)
     chosen[np.random.Generator(np.random.PCG64(seed)).permutation(total)[:num_test]] = True
     return chosen
+
+
+def _of_queries(log: Interactions, fraction: float, seed: int, *, argument: str) -> np.ndarray:
+    queries, query_of_event = log.queries()
+    num_queries = len(next(iter(queries.values()), query_of_event))
+    return _draw(num_queries, fraction, seed, argument=argument)[query_of_event]
+
+
+def _is_last(log: Interactions, split: str) -> np.ndarray:
+    """Returns [E] bool, the last event of each query that has another one."""
+    times = _timestamps(log, split)
+    if log.query_key is None:
+        raise bad_input("split", f"a log with a query key for {split}", "a log without one")
+    _, query_of_event = log.queries()
+    order = np.lexsort((times, query_of_event))
+    changes = query_of_event[order][1:] != query_of_event[order][:-1]
+    is_last = np.zeros(len(log), bool)
+    is_last[order] = np.append(changes, True) & ~np.append(True, changes)
+    return is_last
+
+
+def _latest(log: Interactions, fraction: float, *, argument: str) -> np.ndarray:
+    """Returns [E] bool, the latest events, with all that are as late as the first of them."""
+    times = _timestamps(log, "by_time")
+    num_test = _num_test(len(log), fraction, argument=argument)
+    late: np.ndarray = times >= np.sort(times)[len(log) - num_test]
+    return late
 
 
 def _cut(log: Interactions, is_test: np.ndarray) -> Parts:

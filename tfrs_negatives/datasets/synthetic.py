@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfrs_negatives.datasets.interactions import Interactions, RetrievalData
+from tfrs_negatives.datasets.interactions import Interactions
+from tfrs_negatives.datasets.retrieval_data import RetrievalData
 from tfrs_negatives.datasets.splits import check_fraction
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.types import Columns, bad_input

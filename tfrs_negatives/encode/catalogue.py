@@ -1,46 +1,19 @@
-"""The corpus: which items exist, what is known of each, and how an id finds its row.
-
-An item is known by one int64 key from the boundary on: an integer id is its own key, a string id
-becomes its 64-bit fingerprint. Keys are compared, hashed and counted; nothing later sees a string.
-"""
+"""The corpus: which items exist, what is known of each, and how an id finds its row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.types import EMPTY_ID, Columns, bad_input
-
-
-def to_keys(ids: Any) -> tf.Tensor:
-    """Turns item ids into int64 keys, in or out of a graph.
-
-    Args:
-        ids: [...] integers or strings.
-
-    Returns:
-        [...] int64: the integer itself, or the 64-bit fingerprint of the string.
-
-    Raises:
-        InputError: if the ids are neither integers nor strings.
-
-    Example:
-        >>> to_keys([7, 3]).numpy().tolist()
-        [7, 3]
-        >>> first, _, again = to_keys(["a", "b", "a"]).numpy().tolist()
-        >>> first == again
-        True
-    """
-    ids = tf.convert_to_tensor(ids)
-    if ids.dtype == tf.string:
-        flat = tf.fingerprint(tf.reshape(ids, [-1]))
-        return tf.reshape(tf.bitcast(flat, tf.int64), tf.shape(ids))
-    if not ids.dtype.is_integer:
-        raise bad_input("ids", "integers or strings", f"dtype {ids.dtype.name}")
-    return tf.cast(ids, tf.int64)
+from tfrs_negatives.core.columns import num_rows
+from tfrs_negatives.core.ids import IdKind, as_ids, check_same_kind, id_kind, to_keys
+from tfrs_negatives.core.roles import as_feature
+from tfrs_negatives.core.schema import Column, ColumnSpec, Schema
+from tfrs_negatives.types import Columns, bad_input
 
 
 def count_below(table: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
@@ -89,18 +62,57 @@ def find_sorted(table: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
     return place, tf.gather(table, place) == wanted
 
 
+class KeyTable:
+    """N distinct int64 keys, and the row of each.
+
+    Args:
+        keys: [N], N >= 1, in the order of their rows.
+
+    Raises:
+        ValueError: with the place of a key that occurs twice.
+
+    Example:
+        >>> KeyTable(np.array([7, 3])).rows(tf.constant([3, 5], tf.int64), unknown=-1).numpy()
+        array([ 1, -1])
+    """
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self.order = np.argsort(keys, kind="stable")
+        self.sorted = keys[self.order]
+        # Numbers from a to b need no search, which is most of the work of a small step.
+        self._is_consecutive = int(self.sorted[-1]) - int(self.sorted[0]) + 1 == len(keys)
+        # Eager constants: a traced function captures them by reference instead of copying them.
+        with tf.init_scope():
+            self._order_tensor = tf.constant(self.order, tf.int64)
+            self._sorted_tensor = tf.constant(self.sorted)
+
+    def rows(self, keys: tf.Tensor, *, unknown: int) -> tf.Tensor:
+        """Returns [...] int64: the row of each key, `unknown` for one that is not there."""
+        flat = tf.reshape(keys, [-1])
+        if self._is_consecutive:
+            place = flat - self.sorted[0]
+            found = (place >= 0) & (place < len(self.sorted))
+            place = tf.where(found, place, 0)
+        else:
+            place, found = find_sorted(self._sorted_tensor, flat)
+        rows = tf.where(found, tf.gather(self._order_tensor, place), tf.constant(unknown, tf.int64))
+        return tf.reshape(rows, tf.shape(keys))
+
+
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
 class ItemCatalogue:
     """N items: their ids and the features that the item tower reads.
 
     Args:
-        ids: [N] integers or strings, each once.
-        features: name -> array [N, ...]. The ids themselves are added under `item_key`.
+        ids: [N] integers or texts, each once, in any container.
+        features: name -> [N, ...], likewise. The ids themselves are added under `item_key`.
         item_key: the name under which the item tower finds the ids.
+        columns: what is declared of the features, such as that one may miss values
+            (`Column("item", missing="own")`).
 
     Raises:
-        InputError: if an id occurs twice, the catalogue is empty, a feature has another length, or
-            an id equals the reserved value.
+        InputError: if an id is none, is reserved or occurs twice, the catalogue is empty, or a
+            feature has another length, mixes kinds, or lacks values that it may not lack.
 
     Example:
         >>> items = ItemCatalogue(["a", "b", "c"], {"year": [1990, 1995, 2000]}, item_key="title")
@@ -113,59 +125,77 @@ class ItemCatalogue:
     """
 
     def __init__(
-        self, ids: Any, features: Columns | None = None, *, item_key: str = "item_id"
+        self,
+        ids: Any,
+        features: Mapping[str, Any] | None = None,
+        *,
+        item_key: str = "item_id",
+        columns: Mapping[str, ColumnSpec] | None = None,
     ) -> None:
-        self.ids = _as_id_array(ids)
+        self.ids = as_ids(ids, "ids", are_items=True)
+        if not len(self.ids):
+            raise bad_input("ids", "at least one item", "an empty catalogue")
         self.item_key = item_key
-        self.features = {name: np.asarray(column) for name, column in (features or {}).items()}
-        self.features[item_key] = self.ids
-        for name, column in self.features.items():
-            if column.shape[:1] != self.ids.shape:
-                raise bad_input(
-                    f"features[{name!r}]", f"{len(self.ids)} rows, one per item", column.shape
-                )
+        schema = Schema(columns or {})
+        schema.check_against(features or {}, where="the features")
+        self.features: Columns = self._read_features(features or {}, schema)
+        self.columns = {item_key: Column("item_id"), **schema.columns}
         self.keys = to_keys(self.ids).numpy()
-        self._order = np.argsort(self.keys, kind="stable")
-        self._sorted_keys = self.keys[self._order]
-        self._check_keys()
-        # Numbers from a to b need no search, which is most of the work of a small step.
-        self._is_consecutive = int(self._sorted_keys[-1]) - int(self._sorted_keys[0]) + 1 == len(
-            self
-        )
-        # Eager constants: a traced function captures them by reference instead of copying them.
+        self._table = KeyTable(self.keys)
+        self._check_distinct()
         with tf.init_scope():
             self._key_tensor = tf.constant(self.keys)
-            self._order_tensor = tf.constant(self._order, tf.int64)
-            self._sorted_tensor = tf.constant(self._sorted_keys)
             self._feature_tensors = {n: tf.constant(c) for n, c in self.features.items()}
+
+    def _read_features(self, features: Mapping[str, Any], schema: Schema) -> dict[str, np.ndarray]:
+        for name, column in features.items():
+            if num_rows(column, name) != len(self.ids):
+                received = f"{num_rows(column, name)} rows"
+                raise bad_input(name, f"{len(self.ids)} rows, one per item", received)
+        read = {
+            name: as_feature(column, name, may_miss=name in schema.may_miss)
+            for name, column in features.items()
+            if name != self.item_key
+        }
+        return {**read, self.item_key: self.ids}
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def _check_keys(self) -> None:
-        if not len(self.ids):
-            raise bad_input("ids", "at least one item", "an empty catalogue")
-        if self._sorted_keys[0] == EMPTY_ID:
-            raise bad_input("ids", f"no id equal to the reserved value {EMPTY_ID}", EMPTY_ID)
-        same = np.flatnonzero(self._sorted_keys[1:] == self._sorted_keys[:-1])
+    def _check_distinct(self) -> None:
+        same = np.flatnonzero(self._table.sorted[1:] == self._table.sorted[:-1])
         if len(same):
-            first = self.ids[self._order[same[0]]]
+            first = self.ids[self._table.order[same[0]]]
             raise bad_input(
                 "ids", "each item once", f"{len(same)} repeated, the first is {first!r}"
             )
 
-    def rows(self, ids: Any, *, unknown: int = -1) -> tf.Tensor:
-        """Finds items by id or key: [...] int64 rows, `unknown` for ids not in the catalogue."""
-        keys = to_keys(ids)
-        flat = tf.reshape(keys, [-1])
-        if self._is_consecutive:
-            place = flat - self._sorted_keys[0]
-            found = (place >= 0) & (place < len(self))
-            place = tf.where(found, place, 0)
-        else:
-            place, found = find_sorted(self._sorted_tensor, flat)
-        rows = tf.where(found, tf.gather(self._order_tensor, place), tf.constant(unknown, tf.int64))
-        return tf.reshape(rows, tf.shape(keys))
+    @property
+    def id_kind(self) -> IdKind:
+        """Whether its ids are integers or strings."""
+        return id_kind(self.ids)
+
+    def rows(self, ids: Any, *, unknown: int = -1, name: str = "ids") -> tf.Tensor:
+        """Finds items by id.
+
+        Args:
+            ids: [...] integers or strings, as the catalogue has.
+            unknown: the row of an id that is not in it.
+            name: what the caller calls the ids, for the error.
+
+        Returns:
+            [...] int64 rows.
+
+        Raises:
+            InputError: if they are of the other kind: no such id could be found.
+        """
+        ids = tf.convert_to_tensor(ids)
+        check_same_kind(name, id_kind(ids), self.id_kind, other_name="the catalogue")
+        return self.rows_of_keys(to_keys(ids), unknown=unknown)
+
+    def rows_of_keys(self, keys: tf.Tensor, *, unknown: int = -1) -> tf.Tensor:
+        """Finds items by key: [...] int64 rows, `unknown` for keys not in the catalogue."""
+        return self._table.rows(keys, unknown=unknown)
 
     def keys_at(self, rows: tf.Tensor) -> tf.Tensor:
         """Returns [...] int64, the keys of the items at these rows."""
@@ -184,28 +214,18 @@ class ItemCatalogue:
         """Returns the constructor's arguments as plain lists; about 20 bytes per number."""
         features = {n: c.tolist() for n, c in self.features.items() if n != self.item_key}
         dtypes = {n: c.dtype.str for n, c in self.features.items() if n != self.item_key}
+        columns = {n: asdict(c) for n, c in self.columns.items() if n != self.item_key}
         return {
             "ids": self.ids.tolist(),
             "features": features,
             "item_key": self.item_key,
             "dtypes": dtypes,
+            "columns": columns,
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ItemCatalogue:
         """Builds the catalogue that `get_config` described, with the same dtypes."""
         features = {n: np.asarray(c, config["dtypes"][n]) for n, c in config["features"].items()}
-        return cls(config["ids"], features, item_key=config["item_key"])
-
-
-def _as_id_array(ids: Any) -> np.ndarray:
-    array = np.asarray(ids)
-    if array.ndim != 1:
-        raise bad_input("ids", "one dimension", f"shape {array.shape}")
-    if array.dtype.kind in "iu":
-        return array.astype(np.int64)
-    if array.dtype.kind == "O" or array.dtype.kind == "S":
-        array = np.array([i.decode() if isinstance(i, bytes) else i for i in array.tolist()])
-    if array.dtype.kind != "U":
-        raise bad_input("ids", "integers or strings", f"dtype {array.dtype}")
-    return array
+        columns = {n: Column(**c) for n, c in config["columns"].items()}
+        return cls(config["ids"], features, item_key=config["item_key"], columns=columns)

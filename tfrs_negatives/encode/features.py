@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import tensorflow as tf
 
+from tfrs_negatives.core.columns import MISSING_INTEGER
+from tfrs_negatives.core.roles import as_feature
+from tfrs_negatives.core.schema import Column, ColumnSpec, Schema
 from tfrs_negatives.encode.across_replicas import replica_number
-from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.encode.catalogue import KeyTable
 from tfrs_negatives.types import FEATURE_NAME, Columns, FeatureKind, bad_input
 
+logger = logging.getLogger("tfrs_negatives")
 # The name of the unknown in a lookup of strings, which no column holds: numpy strips it.
 NO_TEXT = "\0"
 
@@ -35,6 +40,9 @@ class FeatureSpec:
         variance: [W] of a numeric column.
         id_dropout: share of the training rows of a categorical column that are read as out of
             vocabulary, so that its row learns to stand for what is known by other features only.
+        may_miss: whether a row may have no value (NaN, "", the smallest int64): a category of its
+            own, or the mean and an indicator for a number. A list or a multi-hot row without values
+            is an empty one.
     """
 
     name: str
@@ -45,23 +53,39 @@ class FeatureSpec:
     mean: tuple[float, ...] = ()
     variance: tuple[float, ...] = ()
     id_dropout: float = 0.0
+    may_miss: bool = False
+
+
+class Described(Protocol):
+    """Features with what is declared of them: a log or a catalogue."""
+
+    @property
+    def features(self) -> Columns:
+        """Name -> [E, ...]."""
+
+    @property
+    def columns(self) -> Mapping[str, ColumnSpec]:
+        """Name -> what is declared."""
 
 
 def infer_features(
-    columns: Columns,
+    columns: Columns | Described,
     overrides: Mapping[str, FeatureKind | None] | None = None,
     *,
+    declared: Mapping[str, ColumnSpec] | None = None,
     id_dropout: Mapping[str, float] | None = None,
 ) -> list[FeatureSpec]:
     """Decides for each column what it is, and learns its vocabulary or its scale.
 
     One string or integer per row is categorical, one float numeric. A row of numbers that are all 0
     or 1 is multi-hot, another row of floats numeric, another row of strings or integers a list.
-    Pass the columns of the training part only: what is absent here is out of vocabulary later.
+    Pass the columns of the training part only: what is absent here is out of vocabulary later. A
+    column of integers that are nearly all different, and not declared as ids, is warned of.
 
     Args:
-        columns: name -> [E] or [E, W].
+        columns: a log, a catalogue, or name -> [E] or [E, W].
         overrides: name -> kind, where the guess is wrong; None leaves the column out.
+        declared: name -> what is declared of a column; None is what a log or a catalogue says.
         id_dropout: name -> share, see `FeatureSpec`; for ids that also occur unseen.
 
     Returns:
@@ -77,7 +101,10 @@ def infer_features(
         >>> [(s.name, s.kind, s.vocabulary) for s in specs]
         [('city', 'categorical', ('a', 'b')), ('age', 'numeric', ())]
     """
-    overrides = overrides or {}
+    if not isinstance(columns, Mapping):
+        declared = {**columns.columns, **(declared or {})}
+        columns = columns.features
+    declared, overrides = Schema(declared or {}).columns, overrides or {}
     for name, kind in overrides.items():
         if name not in columns:
             raise bad_input("features", f"columns among {sorted(columns)}", repr(name))
@@ -88,9 +115,38 @@ def infer_features(
     for name in columns:
         if not re.fullmatch(FEATURE_NAME, name):
             raise bad_input("features", "names of letters, digits and _", repr(name))
-    kinds = {name: overrides.get(name, _guess_kind(column)) for name, column in columns.items()}
-    specs = [_spec(name, columns[name], kind) for name, kind in kinds.items() if kind is not None]
-    return [replace(spec, id_dropout=(id_dropout or {}).get(spec.name, 0.0)) for spec in specs]
+    return [
+        _spec(name, column, kind, declared.get(name), (id_dropout or {}).get(name, 0.0))
+        for name, column in columns.items()
+        if (kind := _kind(name, column, overrides, declared)) is not None
+    ]
+
+
+def _kind(
+    name: str,
+    column: np.ndarray,
+    overrides: Mapping[str, FeatureKind | None],
+    declared: Mapping[str, Column],
+) -> FeatureKind | None:
+    if name in overrides:
+        return overrides[name]
+    said = declared.get(name)
+    if said is not None and said.encoding is not None:
+        return said.encoding
+    kind = _guess_kind(column)
+    if kind == "categorical" and column.dtype.kind in "iu" and not _is_id(said):
+        distinct = len(np.unique(column))
+        if distinct > max(100, len(column) // 2):
+            logger.warning(
+                "`%s`: %d different integers in %d rows are read as categories; "
+                "declare `encoding: numeric` where they are numbers, or leave the column out",
+                *(name, distinct, len(column)),
+            )
+    return kind
+
+
+def _is_id(said: Column | None) -> bool:
+    return said is not None and said.role in ("query_id", "item_id")
 
 
 def _guess_kind(column: np.ndarray) -> FeatureKind:
@@ -101,7 +157,16 @@ def _guess_kind(column: np.ndarray) -> FeatureKind:
     return "numeric" if column.dtype.kind == "f" else "list"
 
 
-def _spec(name: str, column: np.ndarray, kind: FeatureKind) -> FeatureSpec:
+def _spec(
+    name: str, column: np.ndarray, kind: FeatureKind, said: Column | None, id_dropout: float
+) -> FeatureSpec:
+    may_miss = said is not None and said.missing == "own"
+    column = as_feature(column, name, may_miss=may_miss)
+    spec = _learn(name, column, kind, may_miss=may_miss)
+    return replace(spec, id_dropout=id_dropout, may_miss=may_miss)
+
+
+def _learn(name: str, column: np.ndarray, kind: FeatureKind, *, may_miss: bool) -> FeatureSpec:
     is_text, width = column.dtype.kind == "U", column.shape[1] if column.ndim == 2 else None
     if kind in ("numeric", "multi_hot") and is_text:
         raise bad_input(f"features.{name}", "categorical or list for strings", kind)
@@ -112,16 +177,31 @@ def _spec(name: str, column: np.ndarray, kind: FeatureKind) -> FeatureSpec:
     if kind == "multi_hot":
         return FeatureSpec(name, kind, "float32", width)
     if kind == "numeric":
-        values = column.astype(np.float64).reshape(len(column), -1)
-        mean, variance = values.mean(axis=0), values.var(axis=0)
-        # A constant column has nothing to scale by.
-        variance = np.where(variance > 0, variance, 1.0)
-        return FeatureSpec(name, kind, "float32", width, (), tuple(mean), tuple(variance))
+        return FeatureSpec(name, kind, "float32", width, (), *_scale(name, column))
+    missing = "" if is_text else MISSING_INTEGER
     values = np.unique(column)
     known = values[values != ("" if is_text else -1)] if kind == "list" else values
+    if may_miss and kind == "categorical" and missing not in known:
+        # It has a row even where the training part lacks nothing: a later one may.
+        known = np.sort(np.append(known, missing))
     if not len(known):
         raise bad_input(f"features.{name}", "at least one value", "only padding")
     return FeatureSpec(name, kind, "string" if is_text else "int64", width, tuple(known.tolist()))
+
+
+def _scale(name: str, column: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and variance of the rows that have a value, [W] each."""
+    values = column.astype(np.float64).reshape(len(column), -1)
+    # An integer that is missing is no number; as a number it becomes NaN.
+    values[np.broadcast_to(column.reshape(len(column), -1) == MISSING_INTEGER, values.shape)] = (
+        np.nan
+    )
+    values = values[~np.isnan(values).any(axis=1)]
+    if not len(values):
+        raise bad_input(f"features.{name}", "at least one value", "only missing ones")
+    mean, variance = values.mean(axis=0), values.var(axis=0)
+    # A constant column has nothing to scale by.
+    return tuple(mean), tuple(np.where(variance > 0, variance, 1.0))
 
 
 def encode_feature(
@@ -139,20 +219,23 @@ def encode_feature(
         The symbolic input and the vector [B, D] or [B, W].
     """
     shape = () if spec.width is None else (spec.width,)
-    column = tf.keras.Input(shape, name=spec.name, dtype=spec.dtype)
+    column = given = tf.keras.Input(shape, name=spec.name, dtype=spec.dtype)
+    if spec.may_miss:
+        given = MayMiss(spec.name, name=f"{spec.name}_may_miss")(column)
     if spec.kind == "numeric":
-        values = column[:, None] if spec.width is None else column
-        return column, tf.keras.layers.Normalization(mean=spec.mean, variance=spec.variance)(values)
+        values = given[:, None] if spec.width is None else given
+        scaled = tf.keras.layers.Normalization(mean=spec.mean, variance=spec.variance)(values)
+        return column, MeanAndIndicator()(scaled) if spec.may_miss else scaled
     if spec.kind == "multi_hot":
         sums = tf.keras.layers.Dense(embedding_dim, use_bias=False, name=f"{spec.name}_embedding")
-        return column, sums(column)
+        return column, sums(given)
     if spec.kind == "categorical":
-        rows = _lookup(spec)(column)
+        rows = _lookup(spec)(given)
         if spec.id_dropout:
             seed = zlib.crc32(f"{tower}/{spec.name}".encode())
             rows = IdDropout(spec.id_dropout, seed=seed, name=f"{spec.name}_dropout")(rows)
         return column, _embedding(spec, rows, embedding_dim)
-    rows = _lookup(spec, mask=True)(column)
+    rows = _lookup(spec, mask=True)(given)
     return column, MaskedMean()([_embedding(spec, rows, embedding_dim), rows])
 
 
@@ -188,12 +271,12 @@ class SortedLookup(tf.keras.layers.Layer):
     ) -> None:
         super().__init__(**{"dtype": "int64", **kwargs})
         self.vocabulary, self.mask_value = list(vocabulary), mask_value
-        self.items = ItemCatalogue(self.vocabulary)
+        self.table = KeyTable(np.array(self.vocabulary, np.int64))
 
     def call(self, values: tf.Tensor) -> tf.Tensor:
         """Takes integers [...]; returns rows [...] int64."""
         values = tf.cast(values, tf.int64)
-        rows = self.items.rows(values) + 1
+        rows = self.table.rows(values, unknown=-1) + 1
         if self.mask_value is None:
             return rows
         return tf.where(values == self.mask_value, tf.zeros_like(rows), rows + 1)
@@ -208,6 +291,49 @@ def _embedding(spec: FeatureSpec, rows: tf.Tensor, embedding_dim: int) -> tf.Ten
     # Two more rows than words: out of vocabulary, and the padding of lists.
     size = len(spec.vocabulary) + 2
     return tf.keras.layers.Embedding(size, embedding_dim, name=f"{spec.name}_embedding")(rows)
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class MayMiss(tf.keras.layers.Layer):
+    """Marks a feature of which a query or an item may have no value; changes nothing.
+
+    An index reads it off the tower: there a null is accepted for this feature, and for no other.
+
+    Args:
+        feature: name of the input.
+
+    Example:
+        >>> MayMiss("age")(tf.constant([1.5])).numpy().tolist()
+        [1.5]
+    """
+
+    def __init__(self, feature: str, **kwargs: Any) -> None:
+        super().__init__(**{"dtype": None, **kwargs, "autocast": False})
+        self.feature = feature
+
+    def call(self, values: tf.Tensor) -> tf.Tensor:
+        """Returns what it is given, [B, ...]."""
+        return tf.identity(values)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "feature": self.feature}
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class MeanAndIndicator(tf.keras.layers.Layer):
+    """Numbers whose mean is 0, where a missing one becomes the mean, and whether it was missing.
+
+    Example:
+        >>> MeanAndIndicator()(tf.constant([[0.5], [float("nan")]])).numpy().tolist()
+        [[0.5, 0.0], [0.0, 1.0]]
+    """
+
+    def call(self, values: tf.Tensor) -> tf.Tensor:
+        """Takes [B, W], a row all NaN where it is missing; returns [B, W + 1]."""
+        missing = tf.math.is_nan(values)
+        filled = tf.where(missing, tf.zeros_like(values), values)
+        return tf.concat([filled, tf.cast(missing[:, :1], values.dtype)], axis=1)
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import to_keys
+from tfrs_negatives.core.ids import to_keys
 from tfrs_negatives.types import EMPTY_ID, Columns, Features, bad_input
 
 

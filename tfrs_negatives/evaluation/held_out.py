@@ -70,7 +70,8 @@ def hold_out(test: Interactions, items: ItemCatalogue, *, exclude: Interactions 
     """
     if not len(test):
         raise bad_input("test", "at least one event", "an empty log")
-    features, query_of_event = test.queries()
+    # As of the first event: the later ones may know, in a history, what is to be found.
+    features, query_of_event = test.queries(moment="first")
     held_out = np.unique(query_of_event * len(items) + test.item_rows(items))
     hidden = held_out[:0]
     if exclude is not None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import to_keys
+from tfrs_negatives.core.ids import to_keys
 from tfrs_negatives.index.arguments import check_k, check_lists, check_vectors
 from tfrs_negatives.index.backends import MISSING, Search, queries_at_once
 from tfrs_negatives.index.filters import FilteredSearch, Groups, Numbering

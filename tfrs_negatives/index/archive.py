@@ -11,7 +11,7 @@ from tfrs_negatives.types import bad_input
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "tfrs_negatives.index"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _KEYS = {
     "custom_ops",

@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfrs_negatives.core.columns import MISSING_INTEGER
+from tfrs_negatives.core.signature import may_miss
 from tfrs_negatives.types import Features, bad_input
 
-FeatureSignature = Mapping[str, tf.TensorSpec]
+FeatureSpecs = Mapping[str, tf.TensorSpec]
 
 
 def check_features(
-    features: Features, signature: FeatureSignature, *, argument: str = "features"
+    features: Features, signature: FeatureSpecs, *, argument: str = "features"
 ) -> dict[str, tf.Tensor]:
     """Turns a batch of query features into the tensors that the query tower reads.
 
     Args:
-        features: name -> [B, ...] lists, arrays or tensors: exactly the names of the signature.
-        signature: name -> `tf.TensorSpec` ([None, ...]).
+        features: name -> [B, ...] lists, arrays or tensors: exactly the names of the signature. A
+            feature that may miss values may hold None, or NaN.
+        signature: name -> `tf.TensorSpec` ([None, ...]), such as a `FeatureSignature`.
         argument: what the caller calls the features.
 
     Returns:
@@ -47,8 +50,9 @@ def check_features(
     if missing or unknown:
         received = f"{sorted(features)} (missing {missing}, unknown {unknown})"
         raise bad_input(argument, f"the features {sorted(signature)}", received)
+    can_miss = may_miss(signature)
     arrays = {
-        name: _as_array(f"{argument}[{name!r}]", features[name], spec)
+        name: _as_array(f"{argument}[{name!r}]", features[name], spec, can_miss=name in can_miss)
         for name, spec in signature.items()
     }
     sizes = {name: len(array) for name, array in arrays.items()}
@@ -223,8 +227,10 @@ def is_positive_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value > 0)
 
 
-def _as_array(label: str, values: Any, spec: tf.TensorSpec) -> np.ndarray:
+def _as_array(label: str, values: Any, spec: tf.TensorSpec, *, can_miss: bool) -> np.ndarray:
     wanted = f"{spec.dtype.name} of shape {spec.shape}"
+    if can_miss and spec.shape.rank == 1 and isinstance(values, Sequence):
+        values = [_filler(spec.dtype) if value is None else value for value in values]
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -233,10 +239,19 @@ def _as_array(label: str, values: Any, spec: tf.TensorSpec) -> np.ndarray:
         raise bad_input(label, f"{wanted}, one entry per query", f"a single value, {values!r}")
     if not spec.shape.is_compatible_with([None, *array.shape[1:]]):
         raise bad_input(label, wanted, f"shape {list(array.shape)}")
-    return _cast(label, wanted, array, spec.dtype)
+    return _cast(label, wanted, array, spec.dtype, can_miss=can_miss)
 
 
-def _cast(label: str, wanted: str, array: np.ndarray, dtype: tf.DType) -> np.ndarray:
+def _filler(dtype: tf.DType) -> float | int | str:
+    """Returns what stands for a missing value, as in a log."""
+    if dtype == tf.string:
+        return ""
+    return np.nan if dtype.is_floating else MISSING_INTEGER
+
+
+def _cast(
+    label: str, wanted: str, array: np.ndarray, dtype: tf.DType, *, can_miss: bool
+) -> np.ndarray:
     if dtype == tf.string:
         if array.size and not all(isinstance(value, (str, bytes)) for value in array.flat):
             raise bad_input(label, wanted, f"dtype {array.dtype}")
@@ -247,6 +262,7 @@ def _cast(label: str, wanted: str, array: np.ndarray, dtype: tf.DType) -> np.nda
     cast = array.astype(dtype.as_numpy_dtype)
     if dtype.is_integer and not np.array_equal(cast, array):
         raise bad_input(label, wanted, f"{array[cast != array].flat[0]}, which does not fit")
-    if dtype.is_floating and not np.isfinite(cast).all():
-        raise bad_input(label, "finite numbers", cast[~np.isfinite(cast)].flat[0])
+    finite = np.isfinite(cast) | (can_miss & np.isnan(array)) if dtype.is_floating else True
+    if not np.all(finite):
+        raise bad_input(label, "finite numbers", cast[~np.asarray(finite)].flat[0])
     return cast

@@ -13,7 +13,7 @@ import numpy as np
 
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.index.answers import Answers, Corpus, GraphRetriever, padding_id
-from tfrs_negatives.index.arguments import FeatureSignature, check_features, is_positive_integer
+from tfrs_negatives.index.arguments import FeatureSpecs, check_features, is_positive_integer
 from tfrs_negatives.index.backends import (
     ExactSearch,
     IndexKind,
@@ -84,12 +84,12 @@ class Index(GraphRetriever):
         return self.answers.functions()
 
     @property
-    def query_signature(self) -> FeatureSignature:
+    def query_signature(self) -> FeatureSpecs:
         """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
         return self.model.query_signature
 
     @functools.cached_property
-    def item_signature(self) -> FeatureSignature:
+    def item_signature(self) -> FeatureSpecs:
         """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the item tower reads."""
         return item_signature(self.model)
 

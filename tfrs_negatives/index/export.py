@@ -18,9 +18,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from tfrs_negatives.core.signature import may_miss
 from tfrs_negatives.files import drafted
 from tfrs_negatives.index.archive import is_export, write_manifest
-from tfrs_negatives.index.arguments import FeatureSignature, check_ks
+from tfrs_negatives.index.arguments import FeatureSpecs, check_ks
 from tfrs_negatives.index.backends import ScannSearch
 from tfrs_negatives.index.build import Index
 from tfrs_negatives.index.servable import FILTERS, Servable
@@ -121,9 +122,14 @@ def _describe(index: Index, ks: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _describe_features(signature: FeatureSignature) -> list[dict[str, Any]]:
+def _describe_features(signature: FeatureSpecs) -> list[dict[str, Any]]:
     return [
-        {"name": name, "dtype": spec.dtype.name, "shape": spec.shape.as_list()}
+        {
+            "name": name,
+            "dtype": spec.dtype.name,
+            "shape": spec.shape.as_list(),
+            "may_miss": name in may_miss(signature),
+        }
         for name, spec in signature.items()
     ]
 

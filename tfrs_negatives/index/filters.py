@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import find_sorted, to_keys
+from tfrs_negatives.core.ids import to_keys
+from tfrs_negatives.encode.catalogue import find_sorted
 from tfrs_negatives.index.backends import MISSING, ExactSearch, Search, pad_columns
 
 _NO_ROW = np.iinfo(np.int32).max

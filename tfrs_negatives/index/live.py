@@ -10,7 +10,7 @@ import numpy as np
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.index.answers import padding_id
 from tfrs_negatives.index.arguments import (
-    FeatureSignature,
+    FeatureSpecs,
     check_features,
     check_item_ids,
     check_k,
@@ -158,12 +158,12 @@ class LiveIndex(Retriever):
         return self._current.padding_id
 
     @property
-    def query_signature(self) -> FeatureSignature:
+    def query_signature(self) -> FeatureSpecs:
         """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
         return self._current.model.query_signature
 
     @property
-    def item_signature(self) -> FeatureSignature:
+    def item_signature(self) -> FeatureSpecs:
         """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the item tower reads."""
         return self._current.item_signature
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfrs_negatives.core.signature import FeatureSignature
 from tfrs_negatives.index.answers import Corpus, GraphRetriever, plain_ids
 from tfrs_negatives.index.archive import read_manifest
-from tfrs_negatives.index.arguments import FeatureSignature, check_features
+from tfrs_negatives.index.arguments import FeatureSpecs, check_features
 from tfrs_negatives.index.backends import scann_ops
 from tfrs_negatives.types import Features, bad_input
 
@@ -50,12 +51,12 @@ class LoadedIndex(GraphRetriever):
         return self._functions
 
     @property
-    def query_signature(self) -> FeatureSignature:
+    def query_signature(self) -> FeatureSpecs:
         """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
         return self._query_signature
 
     @property
-    def item_signature(self) -> FeatureSignature:
+    def item_signature(self) -> FeatureSpecs:
         """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the item tower reads."""
         return self._item_signature
 
@@ -128,5 +129,6 @@ def _graphs_of(function: Any) -> Callable[..., Any]:
     return lambda *inputs: graphs[tuple(tensor is not None for tensor in inputs)](*inputs)
 
 
-def _signature(features: list[dict[str, Any]]) -> dict[str, tf.TensorSpec]:
-    return {f["name"]: tf.TensorSpec(f["shape"], f["dtype"]) for f in features}
+def _signature(features: list[dict[str, Any]]) -> FeatureSignature:
+    specs = {f["name"]: tf.TensorSpec(f["shape"], f["dtype"]) for f in features}
+    return FeatureSignature(specs, may_miss=[f["name"] for f in features if f["may_miss"]])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrs_negatives.index.arguments import FeatureSignature
+from tfrs_negatives.index.arguments import FeatureSpecs
 from tfrs_negatives.types import Features
 
 
@@ -36,12 +36,12 @@ class Retriever(ABC):
 
     @property
     @abstractmethod
-    def query_signature(self) -> FeatureSignature:
+    def query_signature(self) -> FeatureSpecs:
         """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
 
     @property
     @abstractmethod
-    def item_signature(self) -> FeatureSignature:
+    def item_signature(self) -> FeatureSpecs:
         """Name -> `tf.TensorSpec` ([None, ...]) of every feature of an item, its id among them."""
 
     @property
@@ -117,12 +117,12 @@ class InFront(Retriever):
         return self._model_of.padding_id
 
     @property
-    def query_signature(self) -> FeatureSignature:
+    def query_signature(self) -> FeatureSpecs:
         """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
         return self._model_of.query_signature
 
     @property
-    def item_signature(self) -> FeatureSignature:
+    def item_signature(self) -> FeatureSpecs:
         """Name -> `tf.TensorSpec` ([None, ...]) of every feature of an item, its id among them."""
         return self._model_of.item_signature
 

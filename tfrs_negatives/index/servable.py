@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfrs_negatives.index.answers import Answers
-from tfrs_negatives.index.arguments import FeatureSignature
+from tfrs_negatives.index.arguments import FeatureSpecs
 from tfrs_negatives.index.build import Index
 from tfrs_negatives.types import RetrievalModel
 
@@ -83,7 +83,7 @@ def _vectors_of(embed: _Step) -> _Step:
     return lambda features: {"vectors": embed(features)}
 
 
-def _trace(function: _Step, inputs: FeatureSignature) -> Any:
+def _trace(function: _Step, inputs: FeatureSpecs) -> Any:
     named = {n: tf.TensorSpec(spec.shape, spec.dtype, name=n) for n, spec in inputs.items()}
     return tf.function(function, autograph=False).get_concrete_function(named)
 

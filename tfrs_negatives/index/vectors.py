@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfrs_negatives.core.schema import Schema
+from tfrs_negatives.core.signature import FeatureSignature
 from tfrs_negatives.files import drafted_file
 from tfrs_negatives.types import Features, RetrievalModel, bad_input
 
@@ -56,7 +58,7 @@ def _embed(model: RetrievalModel, batch_size: int, allocate: Any) -> Any:
     return vectors
 
 
-def item_signature(model: RetrievalModel) -> dict[str, tf.TensorSpec]:
+def item_signature(model: RetrievalModel) -> FeatureSignature:
     """Returns the features of the catalogue that the item tower reads: name -> spec [None, ...].
 
     Which it reads is seen in its graph, so that a new item needs no more than these.
@@ -68,7 +70,8 @@ def item_signature(model: RetrievalModel) -> dict[str, tf.TensorSpec]:
     traced = tf.function(model.item_vectors).get_concrete_function(specs)
     # A graph takes the entries of a dict in the order of their names.
     inputs = zip(sorted(specs), traced.inputs[: len(specs)], strict=True)
-    return {name: specs[name] for name, tensor in inputs if tensor.consumers()}
+    read = {name: specs[name] for name, tensor in inputs if tensor.consumers()}
+    return FeatureSignature(read, may_miss=Schema(model.items.columns).may_miss)
 
 
 def _plain(column: np.ndarray) -> Any:

@@ -18,8 +18,9 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import track
 
+from tfrs_negatives.core.ids import to_keys
 from tfrs_negatives.datasets.interactions import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue, to_keys
+from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.encode.id_lists import query_column
 from tfrs_negatives.evaluation.held_out import Pairs
 from tfrs_negatives.files import drafted_file
@@ -220,7 +221,7 @@ class _Searcher:
         self.known = KnownPositives(queries.history, items)
         # One entry more, the last, for a column without an item: its row is -1.
         self.item_keys = np.append(items.keys, EMPTY_ID)
-        self.may_be_negative = np.append(catalogue.rows(items.keys).numpy() >= 0, False)
+        self.may_be_negative = np.append(catalogue.rows_of_keys(items.keys).numpy() >= 0, False)
         self.item_vectors = tf.constant(embed_items(index.model, batch_size))
 
     def embed(self, begin: int, end: int) -> _Chunk:

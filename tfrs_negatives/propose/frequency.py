@@ -196,7 +196,7 @@ class ExactFrequency(tf.keras.layers.Layer):
 
     Example:
         >>> frequency = ExactFrequency(["a", "b"], [3, 1])
-        >>> from tfrs_negatives.encode.catalogue import to_keys
+        >>> from tfrs_negatives.core.ids import to_keys
         >>> np.exp(frequency.log_probability(to_keys(["b", "a"]))).tolist()
         [0.25, 0.75]
     """
@@ -213,7 +213,8 @@ class ExactFrequency(tf.keras.layers.Layer):
 
     def log_probability(self, ids: tf.Tensor) -> tf.Tensor:
         """Returns [m] float32: the natural log of the share of each id in the counts."""
-        return tf.gather(self._log_share, self.items.rows(ids, unknown=len(self.items)))
+        rows = self.items.rows_of_keys(ids, unknown=len(self.items))
+        return tf.gather(self._log_share, rows)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import find_sorted, to_keys
+from tfrs_negatives.core.ids import to_keys
+from tfrs_negatives.encode.catalogue import find_sorted
 from tfrs_negatives.encode.id_lists import History, query_column, query_keys_of_rows
 from tfrs_negatives.types import EMPTY_ID, Features, bad_input
 

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import tensorflow as tf
 
+from tfrs_negatives.core.ids import check_same_kind, id_kind, to_keys
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.propose.frequency import log_shares
 from tfrs_negatives.types import CandidatePool, Logits, Similarity, StepContext, bad_input
@@ -47,7 +48,8 @@ class ItemBias(tf.keras.layers.Layer):
 
     def call(self, ids: tf.Tensor) -> tf.Tensor:
         """Returns [m] float32, in the unit of logits (nats), for ids or keys [m]."""
-        return tf.gather(self.bias, self.items.rows(ids, unknown=len(self.items)))
+        rows = self.items.rows_of_keys(to_keys(ids), unknown=len(self.items))
+        return tf.gather(self.bias, rows)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -175,6 +177,8 @@ class Affinity(tf.keras.layers.Layer):
         if ids is None:
             extra = tf.ones_like(vectors[..., :1])
         else:
+            kind = self.item_bias.items.id_kind
+            check_same_kind("ids", id_kind(ids), kind, other_name="the item bias")
             extra = (self.temperature * self.item_bias(ids))[:, None]
         return tf.concat([vectors, extra], axis=-1)
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue, find_sorted, to_keys
+from tfrs_negatives.core.ids import to_keys
+from tfrs_negatives.encode.catalogue import ItemCatalogue, find_sorted
 from tfrs_negatives.encode.id_lists import History, query_column, query_keys_of_rows
 from tfrs_negatives.types import CandidatePool, Logits, Part, StepContext, bad_input
 

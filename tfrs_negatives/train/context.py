@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from tfrs_negatives.core.ids import to_keys
 from tfrs_negatives.encode.across_replicas import all_rows, place_of_rows
-from tfrs_negatives.encode.catalogue import to_keys
 from tfrs_negatives.types import EMPTY_ID, Features, StepContext, bad_input
 
 Encoder = Callable[..., tf.Tensor]

@@ -62,7 +62,7 @@ class CatalogueDraws(Part):
 
     def log_expected_count(self, ids: tf.Tensor, context: StepContext) -> tf.Tensor:
         """Returns log(n p), float32, the shape of ids; -inf outside the catalogue."""
-        rows = self.items.rows(ids)
+        rows = self.items.rows_of_keys(ids)
         inside = math.log(self.num_negatives) + self.log_probability(tf.maximum(rows, 0))
         return tf.where(rows >= 0, inside, -math.inf)
 

@@ -46,7 +46,7 @@ class Explicit(tf.keras.layers.Layer):
     def propose(self, context: StepContext) -> Candidates:
         """Returns columns [B, n]: each row its own."""
         keys, label = self._keys(context)
-        rows = self.items.rows(keys)
+        rows = self.items.rows_of_keys(keys)
         known = tf.debugging.assert_equal(
             (keys == EMPTY_ID) | (rows >= 0),
             True,

@@ -7,8 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfrs_negatives.core.ids import to_keys
 from tfrs_negatives.encode.across_replicas import all_rows
-from tfrs_negatives.encode.catalogue import ItemCatalogue, to_keys
+from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.types import Candidates, Part, StepContext, bad_input
 
 
@@ -63,7 +64,7 @@ class IndexStream(Part):
     def log_expected_count(self, ids: tf.Tensor, context: StepContext) -> tf.Tensor:
         """Returns log(n / N), float32, the shape of ids; -inf outside the catalogue."""
         columns = tf.cast(tf.shape(self._keys(context))[0], tf.float32)
-        inside = self.items.rows(ids) >= 0
+        inside = self.items.rows_of_keys(ids) >= 0
         return tf.where(inside, tf.math.log(columns) - math.log(len(self.items)), -math.inf)
 
     def _keys(self, context: StepContext) -> tf.Tensor:

@@ -1,0 +1,126 @@
+"""Parquet and CSV, one file or a folder of them, to the columns that a schema names."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.dataset as pa_dataset
+
+from tfrs_negatives.core.schema import Column, Schema
+from tfrs_negatives.types import bad_input
+
+logger = logging.getLogger("tfrs_negatives")
+
+# An integer as it is printed: "007" and "+7" are texts, whose zeros and signs mean something.
+_INTEGER = "^(0|-?[1-9][0-9]*)$"
+_NUMBER = r"^-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^-?inf$"
+_BOOL = "^(true|false|True|False|TRUE|FALSE)$"
+_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]+)?(Z|[-+][0-9]{2}(:?[0-9]{2})?)?$"
+
+_NOTHING = pa.array(["", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None"])
+"""What stands for no number in a column of numbers; in a column of texts only "" does."""
+
+
+def read_table(
+    path: Path, kind: str, schema: Schema, *, others: str | None = None
+) -> dict[str, pa.ChunkedArray]:
+    """Reads the columns that a schema names.
+
+    Args:
+        path: a file or a folder of files.
+        kind: "parquet" or "csv".
+        schema: the columns.
+        others: the role of the columns that the schema does not name, which are read too; None
+            does not read them.
+
+    Returns:
+        Name -> column, in the order of the files.
+
+    Raises:
+        InputError: if a file is missing or unreadable, has no row or lacks a column.
+    """
+    if not path.exists():
+        raise bad_input("source", "an existing file or folder", path)
+    try:
+        dataset = pa_dataset.dataset(path, format=_format(kind))
+        schema.check_against(dataset.schema.names, where=str(path))
+        names = list(dataset.schema.names if others else schema.columns)
+        unread = [name for name in dataset.schema.names if name not in names]
+        if unread:
+            logger.info("%s: columns that are not read: %s", path, ", ".join(unread))
+        if kind == "csv":
+            texts = pa.schema([(name, pa.large_string()) for name in dataset.schema.names])
+            dataset = pa_dataset.dataset(path, format=_format(kind, texts), schema=texts)
+        table = dataset.to_table(columns=names)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise bad_input(str(path), f"readable {kind}", reason) from error
+    if not table.num_rows:
+        raise bad_input("source", "at least one row", f"none in {path}")
+    columns = {name: table[name] for name in names}
+    if kind == "parquet":
+        return columns
+    declared = {name: schema.columns.get(name, Column("item")).type for name in names}
+    return {n: c if declared[n] else infer_type(c, n) for n, c in columns.items()}
+
+
+def _format(kind: str, texts: pa.Schema | None = None) -> Any:
+    if kind == "parquet":
+        return pa_dataset.ParquetFileFormat()
+    convert = None
+    if texts is not None:
+        convert = pa_csv.ConvertOptions(
+            column_types=texts,
+            strings_can_be_null=True,
+            null_values=[""],
+            quoted_strings_can_be_null=True,
+        )
+    # A text in quotes may have a line break in it.
+    parse = pa_csv.ParseOptions(newlines_in_values=True)
+    return pa_dataset.CsvFileFormat(parse_options=parse, convert_options=convert)
+
+
+def infer_type(texts: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Reads a column of texts as what all of them are: integers, numbers, truth values, times.
+
+    Args:
+        texts: as they stand in a file; nulls are missing values.
+        name: of the column, for errors.
+
+    Raises:
+        InputError: for integers outside int64.
+
+    Example:
+        >>> infer_type(pa.chunked_array([["7", "08"]]), "zip").to_pylist()
+        ['7', '08']
+        >>> infer_type(pa.chunked_array([["7", "nan", "8"]]), "age").to_pylist()
+        [7, None, 8]
+    """
+    numbers = pc.if_else(pc.is_in(texts, value_set=_NOTHING), None, texts)
+    if _all_match(numbers, _INTEGER):
+        try:
+            return numbers.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            expected = "integers that fit into int64, or `type: text`"
+            raise bad_input(name, expected, str(error).splitlines()[0]) from None
+    if _all_match(numbers, _NUMBER):
+        return numbers.cast(pa.float64())
+    if _all_match(numbers, _BOOL):
+        return pc.equal(pc.utf8_lower(numbers), "true")
+    if _all_match(texts, _TIME):
+        for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
+            try:
+                return texts.cast(kind)
+            except pa.ArrowInvalid:
+                continue
+    return texts
+
+
+def _all_match(texts: pa.ChunkedArray, pattern: str) -> bool:
+    matches = pc.match_substring_regex(texts, pattern)
+    return texts.null_count < len(texts) and pc.all(matches, skip_nulls=True).as_py()
