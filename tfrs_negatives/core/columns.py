@@ -88,7 +88,7 @@ def num_rows(column: Any, name: str) -> int:
     if isinstance(column, (str, bytes, set)) or getattr(column, "shape", None) == ():
         raise bad_input(name, "a column, one value per row", repr(column))
     try:
-        return len(column)
+        return int(column.nrows()) if hasattr(column, "nrows") else len(column)
     except TypeError:
         raise bad_input(name, "a column, one value per row", type(column).__name__) from None
 

@@ -179,13 +179,19 @@ def as_type(values: Values, name: str, wanted: ColumnType | None) -> Values:
     if wanted == "number" and values.kind == "integer":
         return replace(values, kind="number", array=values.array.astype(np.float64))
     if wanted == "text" and values.kind == "integer":
-        texts = np.array([str(v) for v in values.array.ravel().tolist()], np.str_)
-        return replace(values, kind="text", array=texts.reshape(values.array.shape))
+        return replace(values, kind="text", array=_texts_of(values.array))
     if wanted == "integer" and values.kind == "number":
         return replace(values, kind="integer", array=_whole(values, name))
     if wanted != "text" and values.kind == "text" and values.array.ndim == 1:
         return _parse(values, name, wanted)
     raise bad_input(name, f"a column that can be read as {wanted}", values.kind)
+
+
+def _texts_of(integers: np.ndarray) -> np.ndarray:
+    texts = np.array([str(v) for v in integers.ravel().tolist()], np.str_)
+    texts = texts.reshape(integers.shape)
+    # In lists -1 is what fills up the shorter ones.
+    return np.where(integers == -1, "", texts) if integers.ndim == 2 else texts
 
 
 def _whole(values: Values, name: str) -> np.ndarray:

@@ -23,6 +23,8 @@ from tfrs_negatives.types import FEATURE_NAME, Columns, FeatureKind, bad_input
 logger = logging.getLogger("tfrs_negatives")
 # The name of the unknown in a lookup of strings, which no column holds: numpy strips it.
 NO_TEXT = "\0"
+# The name of "no value" there, which no column holds either: "" would be taken for the unknown.
+MISSING_TEXT = "\0missing"
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,9 @@ def _lookup(spec: FeatureSpec, *, mask: bool = False) -> tf.keras.layers.Layer:
     # Row 0 answers for what is not in the vocabulary (row 1 where row 0 is the padding).
     if spec.dtype == "string":
         return tf.keras.layers.StringLookup(
-            vocabulary=list(spec.vocabulary), mask_token="" if mask else None, oov_token=NO_TEXT
+            vocabulary=[word or MISSING_TEXT for word in spec.vocabulary],
+            mask_token="" if mask else None,
+            oov_token=NO_TEXT,
         )
     return SortedLookup(list(spec.vocabulary), mask_value=-1 if mask else None)
 
@@ -295,9 +299,10 @@ def _embedding(spec: FeatureSpec, rows: tf.Tensor, embedding_dim: int) -> tf.Ten
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
 class MayMiss(tf.keras.layers.Layer):
-    """Marks a feature of which a query or an item may have no value; changes nothing.
+    """Marks a feature of which a query or an item may have no value.
 
-    An index reads it off the tower: there a null is accepted for this feature, and for no other.
+    An index reads it off the tower: there a null is accepted for this feature, and for no other. A
+    text that is empty gets the name under which a lookup has it; nothing else is changed.
 
     Args:
         feature: name of the input.
@@ -312,7 +317,9 @@ class MayMiss(tf.keras.layers.Layer):
         self.feature = feature
 
     def call(self, values: tf.Tensor) -> tf.Tensor:
-        """Returns what it is given, [B, ...]."""
+        """Takes and returns values [B, ...]."""
+        if values.dtype == tf.string and values.shape.rank == 1:
+            return tf.where(values == "", MISSING_TEXT, values)
         return tf.identity(values)
 
     def get_config(self) -> dict[str, Any]:
