@@ -50,6 +50,8 @@ class InputError(ValueError):
 
     # Keras wraps an error inside a layer in a page of call arguments, unless it bears this mark.
     _keras_call_info_injected = True
+    # And TensorFlow makes it a `StagingError` where it is raised inside a `tf.function`.
+    ag_pass_through = True
 
 
 def bad_input(argument: str, expected: str, received: object) -> InputError:

@@ -252,7 +252,7 @@ class Interactions:
         Raises:
             InputError: if an item of the log is not in the catalogue.
         """
-        rows: np.ndarray = items.rows(self.item_ids).numpy()
+        rows: np.ndarray = items.rows(self.item_ids, name="item_ids").numpy()
         unknown = np.flatnonzero(rows < 0)
         if len(unknown):
             raise bad_input(

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.core.ids import to_keys
+from tfrs_negatives.core.ids import IdKind, check_same_kind, id_kind, to_keys
 from tfrs_negatives.types import EMPTY_ID, Columns, Features, bad_input
 
 
@@ -82,7 +82,9 @@ def query_keys_of_rows(
     return to_keys(queries)
 
 
-def keys_of_rows(features: Features, name: str, num_rows: int | None) -> tf.Tensor:
+def keys_of_rows(
+    features: Features, name: str, num_rows: int | None, *, kind: IdKind | None = None
+) -> tf.Tensor:
     """Reads a column of several ids per row.
 
     Args:
@@ -90,12 +92,14 @@ def keys_of_rows(features: Features, name: str, num_rows: int | None) -> tf.Tens
         name: its column, [B, P] integers or strings, filled up with -1, "" or `EMPTY_ID`, or a
             `tf.RaggedTensor`.
         num_rows: B, None where it is not known.
+        kind: of the ids of the catalogue; None takes both.
 
     Returns:
         [B, P] int64 keys, `EMPTY_ID` where the column is filled up.
 
     Raises:
-        InputError: if the batch lacks the column, or it is not [B, P] integers or strings.
+        InputError: if the batch lacks the column, or it is not [B, P] integers or strings, or of
+            another kind than the catalogue.
 
     Example:
         >>> keys = keys_of_rows({"rejected": tf.constant([[7, 8], [9, -1]])}, "rejected", 2)
@@ -115,5 +119,7 @@ def keys_of_rows(features: Features, name: str, num_rows: int | None) -> tf.Tens
         raise bad_input(argument, f"shape [{num_rows}, P]", ids.shape)
     if ids.dtype != tf.string and not ids.dtype.is_integer:
         raise bad_input(argument, "integers or strings", f"dtype {ids.dtype.name}")
+    if kind is not None:
+        check_same_kind(argument, id_kind(ids), kind, other_name="the catalogue")
     keys, padding = to_keys(ids), to_keys(tf.constant("" if ids.dtype == tf.string else -1))
     return tf.where(keys == padding, tf.constant(EMPTY_ID, tf.int64), keys)

@@ -219,11 +219,7 @@ def _pairs_of(history: History, items: ItemCatalogue) -> _Pairs:
 
 
 def _item_rows(ids: np.ndarray, items: ItemCatalogue) -> np.ndarray:
-    expected = "strings" if items.ids.dtype.kind == "U" else "integers"
-    if (ids.dtype.kind == "U") != (expected == "strings"):
-        rule = f"{expected}, as in the catalogue"
-        raise bad_input("history.item_ids", rule, f"dtype {ids.dtype}")
-    rows: np.ndarray = items.rows(ids).numpy()
+    rows: np.ndarray = items.rows(ids, name="history.item_ids").numpy()
     unknown = np.flatnonzero(rows < 0)
     if len(unknown):
         received = f"{len(unknown)} events with others, the first is {ids[unknown[0]]!r}"

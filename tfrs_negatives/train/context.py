@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import tensorflow as tf
 
-from tfrs_negatives.core.ids import to_keys
+from tfrs_negatives.core.ids import check_same_kind, id_kind, to_keys
 from tfrs_negatives.encode.across_replicas import all_rows, place_of_rows
+from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.types import EMPTY_ID, Features, StepContext, bad_input
 
 Encoder = Callable[..., tf.Tensor]
@@ -69,6 +71,43 @@ def build_context(
         encode_items=encode_items or _no_item_tower,
         encode_probes=_without_training(encode_items or _no_item_tower),
     )
+
+
+def catalogues_of(**parts: Any) -> dict[str, ItemCatalogue]:
+    """Returns the items that parts of a composition know.
+
+    Args:
+        **parts: name -> a part, a list of them, or None.
+
+    Returns:
+        "name" or "name[i]" -> the catalogue of the part.
+
+    Example:
+        >>> from tfrs_negatives.propose.negatives import InBatch, Uniform
+        >>> list(catalogues_of(negatives=[InBatch(), Uniform(ItemCatalogue([7, 8]), 2)]))
+        ['negatives[1]']
+    """
+    named: dict[str, Any] = {}
+    for name, part in parts.items():
+        several = isinstance(part, (list, tuple))
+        named |= {f"{name}[{i}]": p for i, p in enumerate(part)} if several else {name: part}
+    items = {n: getattr(getattr(p, "unweighted", p), "items", None) for n, p in named.items()}
+    return {name: known for name, known in items.items() if isinstance(known, ItemCatalogue)}
+
+
+def check_id_kinds(catalogues: Mapping[str, ItemCatalogue], candidate_ids: Any) -> None:
+    """Refuses parts whose ids are of another kind than the batch: they would find no item.
+
+    Args:
+        catalogues: the name of each part -> the items that it knows.
+        candidate_ids: [n] integers or strings.
+
+    Raises:
+        InputError: with the name of the part.
+    """
+    kind = id_kind(tf.convert_to_tensor(candidate_ids))
+    for name, items in catalogues.items():
+        check_same_kind(name, items.id_kind, kind, other_name="candidate_ids")
 
 
 def _first(columns: tf.Tensor, queries: tf.Tensor) -> tf.Tensor:

@@ -13,11 +13,12 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from tfrs_negatives.encode.across_replicas import all_rows
+from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.propose.negatives import InBatch
 from tfrs_negatives.propose.pool import build_pools
 from tfrs_negatives.score.affinity import Affinity, ItemBias
 from tfrs_negatives.score.keep_masks import AccidentalHits
-from tfrs_negatives.train.context import build_context
+from tfrs_negatives.train.context import build_context, catalogues_of, check_id_kinds
 from tfrs_negatives.train.hard_negatives import Hardest
 from tfrs_negatives.train.losses import SampledSoftmax
 from tfrs_negatives.train.metrics import labels_and_scores, update_factorized_metrics
@@ -292,6 +293,18 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             raise bad_input("training", rule, None)
         if candidate_ids is None and (self.masks or self.frequency is not None):
             raise bad_input("candidate_ids", "ids, because masks or a frequency need them", None)
+        if candidate_ids is not None:
+            check_id_kinds(self.catalogues, candidate_ids)
+
+    @property
+    def catalogues(self) -> dict[str, ItemCatalogue]:
+        """Name of a part -> the items that it knows."""
+        return catalogues_of(
+            frequency=self.frequency,
+            item_bias=self.affinity.item_bias,
+            negatives=self.negatives,
+            masks=self.masks,
+        )
 
     @property
     def _knows_counts(self) -> bool:

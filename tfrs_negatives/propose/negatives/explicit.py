@@ -63,7 +63,8 @@ class Explicit(tf.keras.layers.Layer):
         num_rows = context.query_embeddings.shape[0]
         if isinstance(self.column, NegativeTable):
             return self.column.ids_of_rows(context.features, num_rows), self.column.name
-        return keys_of_rows(context.features, self.column, num_rows), self.column
+        kind = self.items.id_kind
+        return keys_of_rows(context.features, self.column, num_rows, kind=kind), self.column
 
     def log_expected_count(self, ids: tf.Tensor, context: StepContext) -> tf.Tensor:
         """Returns 0 for every column: each is one item."""
