@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfrs_negatives.core.columns import MISSING_INTEGER
 from tfrs_negatives.core.signature import may_miss
-from tfrs_negatives.types import Features, bad_input
+from tfrs_negatives.types import EMPTY_ID, Features, bad_input
 
 FeatureSpecs = Mapping[str, tf.TensorSpec]
 
@@ -112,17 +112,24 @@ def check_lists(
     if not isinstance(padding, str) and _is_plain(lists, num_queries):
         return np.atleast_2d(lists).astype(np.int64)
     rows = _rows_of(lists, num_queries, argument)
-    kinds = (str,) if isinstance(padding, str) else (int, np.integer)
     for value in (value for row in rows for value in row):
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            name = "strings" if isinstance(padding, str) else "integers"
-            raise bad_input(argument, f"{name}, as the index has", repr(value))
-        if not isinstance(value, str) and not -(2**63) <= value < 2**63:
-            raise bad_input(argument, "integers of 64 bits", value)
+        _check_id(value, argument, padding)
     longest = max((len(row) for row in rows), default=0)
     filled = [[*row, *[padding] * (longest - len(row))] for row in rows]
     dtype = object if isinstance(padding, str) else np.int64
     return np.array(filled, dtype).reshape(len(rows), longest)
+
+
+def _check_id(value: Any, argument: str, padding: int | str) -> None:
+    kinds = (str,) if isinstance(padding, str) else (int, np.integer)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        name = "strings" if isinstance(padding, str) else "integers"
+        raise bad_input(argument, f"{name}, as the index has", repr(value))
+    if isinstance(value, str) and "\0" in value:
+        # numpy would cut it off, and another item be meant.
+        raise bad_input(argument, "ids without NUL characters", repr(value))
+    if not isinstance(value, str) and not -(2**63) <= value < 2**63:
+        raise bad_input(argument, "integers of 64 bits", value)
 
 
 def _is_plain(lists: Any, num_queries: int) -> bool:
@@ -131,10 +138,11 @@ def _is_plain(lists: Any, num_queries: int) -> bool:
 
 
 def _rows_of(lists: Any, num_queries: int, argument: str) -> list[Sequence[Any]]:
-    lists = lists.tolist() if isinstance(lists, np.ndarray) else lists
+    lists = _as_list(lists)
     if isinstance(lists, (str, bytes)) or not isinstance(lists, (Sequence, Set)):
         raise bad_input(argument, "a list of ids, or one for each query", repr(lists))
-    nested = [isinstance(row, (Sequence, Set, np.ndarray)) for row in lists]
+    lists = [_as_list(row) for row in lists]
+    nested = [isinstance(row, (Sequence, Set)) for row in lists]
     strings = [isinstance(row, (str, bytes)) for row in lists]
     per_query = any(n and not s for n, s in zip(nested, strings, strict=True))
     if not per_query:
@@ -143,7 +151,29 @@ def _rows_of(lists: Any, num_queries: int, argument: str) -> list[Sequence[Any]]
         raise bad_input(argument, "ids, or a list for each query", "some of both")
     if len(lists) != num_queries:
         raise bad_input(argument, f"{num_queries} lists, one per query", f"{len(lists)} lists")
-    return [row.tolist() if isinstance(row, np.ndarray) else list(row) for row in lists]
+    return [list(row) for row in lists]
+
+
+def _as_list(values: Any) -> Any:
+    """Returns the values of any container as a list, bytes as text, others as they are."""
+    if isinstance(values, (int, str)):
+        return values
+    if isinstance(values, bytes):
+        return _as_text(values)
+    if isinstance(values, tf.Tensor):
+        values = values.numpy()
+    for method in ("tolist", "to_pylist", "to_list"):
+        if hasattr(values, method):
+            values = getattr(values, method)()
+            return [_as_list(v) for v in values] if isinstance(values, list) else _as_list(values)
+    return values
+
+
+def _as_text(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value  # which is no id, and said so
 
 
 def check_item_ids(ids: Any, padding: int | str) -> np.ndarray:
@@ -171,8 +201,9 @@ def check_item_ids(ids: Any, padding: int | str) -> np.ndarray:
     known, counts = np.unique(array, return_counts=True)
     if (counts > 1).any():
         raise bad_input("ids", "each id once", f"{known[counts > 1][0].item()!r} twice")
-    if (array == padding).any():
-        raise bad_input("ids", "no item with the id of 'no item'", repr(padding))
+    for reserved in (padding, *([] if isinstance(padding, str) else [EMPTY_ID])):
+        if (array == reserved).any():
+            raise bad_input("ids", "no item with the id of 'no item'", repr(reserved))
     return array
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tfrs_negatives.core.ids import as_ids
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.index.answers import Answers, Corpus, GraphRetriever, padding_id
 from tfrs_negatives.index.arguments import FeatureSpecs, check_features, is_positive_integer
@@ -212,10 +213,7 @@ def _check_ids(model: RetrievalModel, ids: Any, vectors: Any) -> np.ndarray:
     elif vectors is None:
         raise bad_input("vectors", "the vectors of these ids", None)
     # A catalogue refuses ids that are no ids, or that occur twice.
-    ids = ids if ids is model.items.ids else ItemCatalogue(ids).ids
-    if (ids == padding_id(ids)).any():
-        raise bad_input("items", "no item with the id of 'no item'", repr(padding_id(ids)))
-    return ids
+    return ids if ids is model.items.ids else ItemCatalogue(ids).ids
 
 
 def _groups(model: RetrievalModel, group_by: str | np.ndarray, ids: np.ndarray) -> Groups:
@@ -228,11 +226,9 @@ def _groups(model: RetrievalModel, group_by: str | np.ndarray, ids: np.ndarray) 
             expected = "a value per item: some items are not in the catalogue"
             raise bad_input("group_by", expected, repr(group_by))
         name, values = group_by, model.items.features[group_by][rows]
-    values = np.asarray(values)
-    values = values.astype(str) if values.dtype.kind in "OS" else values
-    if values.shape != ids.shape or values.dtype.kind not in "iuU":
-        expected = f"{len(ids)} integers or strings, one per item"
-        raise bad_input("group_by", expected, f"{values.dtype} of shape {list(values.shape)}")
+    values = as_ids(values, "group_by")
+    if len(values) != len(ids):
+        raise bad_input("group_by", f"{len(ids)} groups, one per item", f"{len(values)}")
     return Groups(name, values)
 
 

@@ -217,8 +217,7 @@ def _ask_other_process(
         named |= {f"item_{n}": a for n, a in items.items()}
         # Strings as bytes: an array of objects would have to be pickled.
         plain: dict[str, Any] = {
-            n: np.char.encode(a.astype(str), "utf-8") if a.dtype.kind in "OU" else a
-            for n, a in named.items()
+            n: _as_bytes(a) if a.dtype.kind in "OU" else a for n, a in named.items()
         }
         np.savez(queries, **plain)
         arguments = [str(folder), str(queries), str(answers)]
@@ -226,6 +225,12 @@ def _ask_other_process(
         _run(command, environment)
         with np.load(answers, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
+
+
+def _as_bytes(texts: np.ndarray) -> np.ndarray:
+    # Of a tensor they are bytes in UTF-8 already, which `astype(str)` would read as ASCII.
+    encoded = [text if isinstance(text, bytes) else text.encode() for text in texts.ravel()]
+    return np.array(encoded, np.bytes_).reshape(texts.shape)
 
 
 def _run(command: list[str], environment: dict[str, str]) -> None:

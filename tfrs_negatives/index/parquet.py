@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tfrs_negatives.core.ids import as_ids
 from tfrs_negatives.files import drafted_file
 from tfrs_negatives.index.arguments import is_positive_integer
 from tfrs_negatives.index.vectors import check_item_vectors
@@ -50,9 +51,7 @@ def vectors_to_parquet(
 
     if not is_positive_integer(rows_per_group):
         raise bad_input("rows_per_group", "a positive integer", repr(rows_per_group))
-    ids = np.asarray(ids)
-    if ids.ndim != 1 or ids.dtype.kind not in "iuUO":
-        raise bad_input("ids", "[N] integers or strings", f"{ids.dtype} of shape {ids.shape}")
+    ids = as_ids(ids, "ids", are_items=True)
     rows = check_item_vectors(vectors, len(ids))
     kind = pa.int64() if ids.dtype.kind in "iu" else pa.string()
     vector = pa.list_(pa.float32(), rows.shape[1])

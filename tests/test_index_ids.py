@@ -1,0 +1,88 @@
+"""Ids that callers hand to an index, in any container."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from tfrs_negatives.index import vectors_to_parquet
+from tfrs_negatives.index.arguments import check_item_ids, check_lists
+from tfrs_negatives.types import InputError
+
+INTEGERS = [
+    [5, 7],
+    (5, 7),
+    np.array([5, 7], np.int32),
+    np.array([5, 7], np.uint64),
+    pd.Series([4, 5, 7])[1:],
+    pl.Series([5, 7]),
+    pa.array([5, 7]),
+    tf.constant([5, 7]),
+    [np.int64(5), np.uint8(7)],
+]
+TEXTS = [
+    ["Zoë", "b"],
+    ["Zoë".encode(), b"b"],
+    np.array(["Zoë", "b"]),
+    np.array(["Zoë".encode(), b"b"], object),
+    pd.Series(["Zoë", "b"]),
+    pl.Series(["Zoë", "b"]),
+    tf.constant(["Zoë", "b"]),
+]
+
+
+@pytest.mark.parametrize("ids", INTEGERS, ids=lambda ids: type(ids).__name__)
+def test_integers_of_every_container(ids):
+    assert check_lists(ids, 1, argument="exclude", padding=-1).tolist() == [[5, 7]]
+    assert check_lists([ids, [3]], 2, argument="exclude", padding=-1).tolist() == [[5, 7], [3, -1]]
+    assert check_item_ids(ids, -1).tolist() == [5, 7]
+
+
+@pytest.mark.parametrize("ids", TEXTS, ids=lambda ids: type(ids).__name__)
+def test_texts_of_every_container(ids):
+    assert check_lists(ids, 1, argument="exclude", padding="").tolist() == [["Zoë", "b"]]
+    assert check_item_ids(ids, "").tolist() == ["Zoë", "b"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "padding"),
+    [
+        ([5.0], -1),
+        ([True], -1),
+        (["5"], -1),
+        ([5], ""),
+        ([2**63], -1),
+        (np.array([2**63], np.uint64), -1),
+        ([b"\xff"], ""),
+        (["a\0"], ""),
+        ([None], -1),
+        ([float("nan")], ""),
+        (pd.Series([5, None]), -1),
+        ([[5], 7], -1),
+        (5, -1),
+        ("a", ""),
+        ({"a": 1}, ""),
+    ],
+)
+def test_what_is_no_id_of_the_index_is_refused(ids, padding):
+    with pytest.raises(InputError, match=r"^`exclude`: expected"):
+        check_lists(ids, 2, argument="exclude", padding=padding)
+
+
+@pytest.mark.parametrize(("reserved", "padding"), [(-1, -1), (-(2**63), -1), ("", "")])
+def test_no_item_is_changed_under_a_reserved_id(reserved, padding):
+    with pytest.raises(InputError, match="`ids`: expected no item with the id of 'no item'"):
+        check_item_ids([reserved], padding)
+
+
+def test_vectors_are_written_beside_ids_of_any_container(tmp_path):
+    path = vectors_to_parquet(tmp_path / "v.parquet", np.array([b"a", b"b"], object), np.eye(2))
+    assert pq.read_table(path)["id"].to_pylist() == ["a", "b"]
+    with pytest.raises(InputError, match="`ids`: expected ids that are integers or texts"):
+        vectors_to_parquet(tmp_path / "w.parquet", [1.0, 2.0], np.eye(2))
+    assert not (tmp_path / "w.parquet").exists()
