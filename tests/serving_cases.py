@@ -177,7 +177,7 @@ def write_run(folder, **export):
     (folder / "events.csv").write_text(log)
     (folder / "config.yaml").write_text(
         f"data:\n  source: csv:{folder / 'events.csv'}\n  split: random\n  test_fraction: 0.01\n"
-        "  columns: {query: [user, age], query_key: user, item_id: item, timestamp: time}\n"
+        "  columns: {user: query_id, age: query, item: item_id, time: time}\n"
     )
     users = {"user": np.array(USERS), "age": np.arange(20, 20 + NUM_USERS)}
     write_columns(folder / "queries.parquet", users, query_key="user")

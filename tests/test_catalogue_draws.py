@@ -103,7 +103,7 @@ def test_extreme_counts_and_exponents_stay_finite():
 
 def drawn_rows(source, steps=10):
     ids = [source.propose(context_of(step)).ids for step in range(steps)]
-    return source.items.rows(tf.concat(ids, axis=0)).numpy()
+    return source.items.rows_of_keys(tf.concat(ids, axis=0)).numpy()
 
 
 @every_source

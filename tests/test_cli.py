@@ -12,10 +12,10 @@ import pytest
 from tfrs_negatives.cli import main
 
 SMALL = [
-    "data.columns.query=[user, age]",
-    "data.columns.item_id=item",
-    "data.columns.query_key=user",
-    "data.columns.timestamp=time",
+    "data.columns.user=query_id",
+    "data.columns.age=query",
+    "data.columns.item=item_id",
+    "data.columns.time=time",
     "model.embedding_dim=4",
     "model.hidden=[8]",
     "model.output_dim=4",
@@ -119,10 +119,10 @@ def test_doctor_is_content_here(call):
     [
         (["data.source=nowhere"], "source"),
         (["data.source=csv:gone.csv"], "gone.csv"),
-        (["data.columns.item_id=thing"], "thing"),
-        (["data.columns.query=[user, shoe_size]"], "shoe_size"),
-        (["data.columns.query_key=shoe_size"], "shoe_size"),
-        (["data.split=leave_last_out", "data.columns.timestamp=null"], "timestamp"),
+        (["data.columns.item=null", "data.columns.thing=item_id"], "thing"),
+        (["data.columns.shoe_size=query"], "shoe_size"),
+        (["data.columns.shoe_size=shoes"], "shoe_size"),
+        (["data.split=leave_last_out", "data.columns.time=null"], "timestamp"),
         (["data.min_rating=3"], "rating"),
         (["evaluation.ks=[31]"], "`evaluation.ks`"),
         (["evaluation.ks=[0]"], "`evaluation.ks`"),
@@ -168,8 +168,8 @@ def test_a_folder_that_cannot_be_written_is_named(call, log_file, tmp_path):
 def test_a_run_without_query_key_or_with_a_feature_left_out(call, log_file, tmp_path):
     source = f"data.source=csv:{log_file}"
     options = [*SMALL, "train.epochs=1", "model.query_features={age: null}"]
-    for name, key in {"keyed": "user", "free": "null"}.items():
-        keyed = ["data.columns.query_key=" + key]
+    for name, role in {"keyed": "query_id", "free": "query"}.items():
+        keyed = [f"data.columns.user={role}"]
         code, _, err = call("train", "--out", tmp_path / name, source, *options, *keyed)
         assert code == 0, err
         assert call("index", tmp_path / name, "--json")[0] == 0
@@ -217,7 +217,6 @@ def test_a_folder_that_is_no_run_is_named(call, tmp_path):
 
 
 ITEM_FILE = "item,year\n" + "".join(f"i{i},{1990 + i}\n" for i in range(30))
-CATALOGUE = ["data.columns.items.item_id=item"]
 BAD_FILES = {
     "a float id": ("user,item,age,time\nu1,1.5,20,1\nu2,2.5,20,2\n", None, "item"),
     "a NaN feature": ("user,item,age,time\nu1,i1,nan,1\nu2,i2,20.5,2\n", None, "age"),
@@ -242,7 +241,7 @@ def test_a_bad_file_is_one_sentence_exit_code_2_and_nothing_written(call, log_fi
         source.write_text(log)
     if items is not None:
         (files / "items.csv").write_text(items)
-        options = [f"data.columns.items.path={files / 'items.csv'}", *CATALOGUE]
+        options = [f"data.items.path={files / 'items.csv'}"]
     small = [option for option in SMALL if not option.endswith("ks=[3, 5]")]
     arguments = [f"data.source=csv:{source}", *small, "index.ks=[1]", "evaluation.ks=[1]"]
     code, printed, err = call("train", "--out", out, *arguments, *options)

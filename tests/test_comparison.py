@@ -26,8 +26,8 @@ from tfrs_negatives.run_folder import unfinished_of
 # ------------------------------------------------------------------ runs
 
 SETTINGS = """
-data: {{source: "csv:{source}", columns: {{query: [user, age], item_id: item, query_key: {key},
-  timestamp: time}}}}
+data: {{source: "csv:{source}", columns: {{user: {role}, age: query, item: item_id,
+  time: time}}}}
 model: {{embedding_dim: 4, hidden: [8], output_dim: 4, id_dropout: 0.2}}
 negatives: {{recipe: in_batch, correct: {correct}, num_uniform: 16, frequency: {frequency}}}
 train: {{batch_size: 64, checkpoint_every_steps: 2}}
@@ -42,7 +42,7 @@ COMMON = ["--set", "train.epochs=2", "--seeds", "2", "--metric", "recall_at_5"]
 def configs(log_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
     for name, correct, frequency in [("<b>", "both", "decayed_count"), ("plain", "null", "exact")]:
-        own = {"correct": correct, "frequency": frequency, "key": "user"}
+        own = {"correct": correct, "frequency": frequency, "role": "query_id"}
         (folder / f"{name}.yaml").write_text(SETTINGS.format(source=log_file, **own))
     return [folder / "<b>.yaml", folder / "plain.yaml"]
 
@@ -361,7 +361,7 @@ def test_the_page_says_the_numbers(results, page):
 
 def test_without_key_with_one_variant_and_one_seed(log_file, tmp_path, monkeypatch):
     monkeypatch.setattr("tfrs_negatives.comparison.plots.DPI", 50)
-    text = SETTINGS.format(source=log_file, key="null", correct="both", frequency="interval")
+    text = SETTINGS.format(source=log_file, role="query", correct="both", frequency="interval")
     (tmp_path / "only.yaml").write_text(text)
     variants = read_variants([tmp_path / "only.yaml"], overrides=["train.epochs=1"])
     found = compare(variants, folder=tmp_path / "out", seeds=1)

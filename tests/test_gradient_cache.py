@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.encode.features import IdDropout
+from tfrs_negatives.encode.feature_layers import IdDropout
 from tfrs_negatives.recipes import mixed_negative_sampling
 from tfrs_negatives.score.affinity import ItemBias
 from tfrs_negatives.train.gradient_cache import check_repeatable, encode_in_chunks

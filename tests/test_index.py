@@ -196,8 +196,8 @@ def test_an_item_vector_that_is_not_finite_is_named():
 @pytest.mark.parametrize("bad_id", [-1, ""])
 def test_an_item_must_not_have_the_id_of_no_item(bad_id):
     ids = [3, bad_id] if bad_id == -1 else ["a", bad_id]
-    with pytest.raises(InputError, match="`items`"):
-        build_index(make_model(2).with_ids(ids))
+    with pytest.raises(InputError, match="`ids`"):
+        make_model(2).with_ids(ids)
 
 
 @pytest.mark.parametrize(

@@ -132,9 +132,16 @@ def test_the_manifest_says_what_the_index_is(exported):
     assert manifest["padding"] == {"id": "" if scann else -1, "score": "-inf"}
     assert manifest["recall"] == index.recall
     assert manifest["query_features"] == [
-        {"name": "user_id", "dtype": "string" if scann else "int64", "shape": [None]}
+        {
+            "name": "user_id",
+            "dtype": "string" if scann else "int64",
+            "shape": [None],
+            "may_miss": False,
+        }
     ]
-    assert manifest["item_features"] == [{"name": "row", "dtype": "int64", "shape": [None]}]
+    assert manifest["item_features"] == [
+        {"name": "row", "dtype": "int64", "shape": [None], "may_miss": False}
+    ]
     assert manifest["sweep"] == index.sweep
     expected = {
         "kind": index.kind,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -199,7 +200,9 @@ def test_what_the_history_must_have():
     with pytest.raises(InputError, match=r"history.query_key"):
         KnownPositives(Interactions({"user": np.array([1])}, np.array([0])), ITEMS)
     for queries in (np.array([1.0]), np.array([[1]])):
-        history = Interactions({"user": queries}, np.array([0]), query_key="user")
+        # No `Interactions`, which refuses such queries itself.
+        features = {"user": queries}
+        history = SimpleNamespace(query_features=features, item_ids=np.array([0]), query_key="user")
         with pytest.raises(InputError, match=r"history.query_features\['user'\].*integers or"):
             KnownPositives(history, ITEMS)
 

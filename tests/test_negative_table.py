@@ -80,7 +80,7 @@ def test_strings_become_the_keys_of_the_catalogue(tmp_path):
     items = ItemCatalogue(["x", "y", "z"])
     table = NegativeTable(log_of(KEYS["strings"]), num=2)
     table.load(write(tmp_path / "mined.parquet", ["b", "u"], [["z"], ["y", "x"]]))
-    rows = items.rows(look_up(table, ["u", "b"]))
+    rows = items.rows_of_keys(look_up(table, ["u", "b"]))
     assert rows.numpy().tolist() == [[1, 0], [2, -1]]
 
 

@@ -20,7 +20,7 @@ from replicas import strategy_with_collectives
 from tfrs_negatives.datasets import Interactions
 from tfrs_negatives.encode.across_replicas import all_rows, encode_together, place_of_rows
 from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.encode.features import IdDropout
+from tfrs_negatives.encode.feature_layers import IdDropout
 from tfrs_negatives.optimizers import SparseAdam
 from tfrs_negatives.propose.frequency import ExactFrequency, StreamingFrequency
 from tfrs_negatives.propose.negatives import (

@@ -95,12 +95,20 @@ class DataConfig(Section):
     data_dir: str | None = Field(None, description="where tensorflow-datasets keeps its data")
     columns: dict[str, ColumnConfig] | None = Field(
         None,
-        description="name: role, or name: {role, type, encoding, missing}, for parquet and csv "
-        "sources; null: user_id and item_id",
+        description="name: role, name: {role, type, encoding, missing}, or name: null to leave it "
+        "out, for parquet and csv sources; null: user_id and item_id",
     )
     items: ItemTableConfig | None = Field(
         None, description="the catalogue of parquet and csv sources; null: the items of the log"
     )
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _without_null(cls, columns: Any) -> Any:
+        # So that an override can leave out a column of a file: `data.columns.age=null`.
+        if not isinstance(columns, dict):
+            return columns
+        return {name: spec for name, spec in columns.items() if spec is not None}
 
     @field_validator("columns")
     @classmethod
@@ -320,7 +328,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise bad_input("override", "section.key=value", repr(override))
     *sections, name = key.split(".")
     for section in sections:
-        tree = tree.setdefault(section, {})
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
         if not isinstance(tree, dict):
             raise bad_input("override", f"a section at {section!r}", repr(override))
     try:

@@ -12,6 +12,7 @@ This module imports neither TensorFlow nor numpy, so that the command line can a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -37,6 +38,8 @@ ColumnType = Literal["integer", "number", "text", "time"]
 
 FEATURE_NAME = "[A-Za-z][A-Za-z0-9_]*"
 """A pattern for the names that Keras layers and the inputs of a SavedModel can carry."""
+
+ValueKind = Literal["bool", "integer", "number", "text", "time"]
 
 EMPTY_ID = -(2**63)
 """The id of a slot that holds no item (smallest int64). It equals nothing, itself included."""
@@ -69,6 +72,27 @@ def bad_input(argument: str, expected: str, received: object) -> InputError:
         tfrs_negatives.types.InputError: `num_negatives`: expected a positive integer. Received: -3
     """
     return InputError(f"`{argument}`: expected {expected}. Received: {received}")
+
+
+@dataclass(frozen=True)
+class Values:
+    """A column of E rows, all of one kind.
+
+    Attributes:
+        kind: of the values, or of the elements where the rows are lists.
+        array: [E], or [E, W] for lists: int64 (int8 and int64 for bool and flags), float32 or
+            float64, strings, or datetime64[us] in UTC. Shorter lists are filled up with -1 or "".
+        missing: [E] bool, the rows without a value; what `array` holds there means nothing.
+    """
+
+    kind: ValueKind
+    array: np.ndarray
+    missing: np.ndarray
+
+    @property
+    def first_missing(self) -> int | None:
+        """The first row without a value."""
+        return int(self.missing.argmax()) if self.missing.any() else None
 
 
 class Part:

@@ -6,44 +6,15 @@ are counted by position; the index of a pandas series is not read.
 
 from __future__ import annotations
 
-import datetime
-import decimal
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from tfrs_negatives.types import bad_input
-
-Kind = Literal["bool", "integer", "number", "text", "time"]
+from tfrs_negatives.types import Values, bad_input
 
 MISSING_INTEGER = -(2**63)
 """What stands for a missing integer (smallest int64). NaN stands for a number, "" for a text."""
-
-
-@dataclass(frozen=True)
-class Values:
-    """A column of E rows, all of one kind.
-
-    Attributes:
-        kind: of the values, or of the elements where the rows are lists.
-        array: [E], or [E, W] for lists: int64 (int8 and int64 for bool and flags), float32 or
-            float64, strings, or datetime64[us] in UTC. Shorter lists are filled up with -1 or "".
-        missing: [E] bool, the rows without a value; what `array` holds there means nothing.
-    """
-
-    kind: Kind
-    array: np.ndarray
-    missing: np.ndarray
-
-    @property
-    def first_missing(self) -> int | None:
-        """The first row without a value."""
-        return int(self.missing.argmax()) if self.missing.any() else None
 
 
 def read_column(column: Any, name: str) -> Values:
@@ -76,7 +47,11 @@ def read_column(column: Any, name: str) -> Values:
         plain = _plain_array(column, name)
         if plain is not None:
             return plain
-    return _of_arrow(_to_arrow(column, name), name)
+    # An index is loaded and asked without pyarrow.
+    from tfrs_negatives.core.arrow import read_container
+
+    values = read_container(column, name)
+    return replace(values, array=_int64(values.array, name))
 
 
 def num_rows(column: Any, name: str) -> int:
@@ -101,8 +76,7 @@ def _plain_array(array: np.ndarray, name: str) -> Values | None:
     if kind == "b":
         return Values("bool", array.astype(np.int64), full)
     if kind in "iu":
-        is_flags = array.dtype == np.int8 and array.ndim == 2
-        return Values("integer", array if is_flags else _int64(array, name), full)
+        return Values("integer", _int64(array, name), full)
     if kind == "f":
         missing = np.isnan(array).reshape(len(array), -1)
         if array.ndim == 2 and (missing.any(axis=1) & ~missing.all(axis=1)).any():
@@ -118,234 +92,10 @@ def _plain_array(array: np.ndarray, name: str) -> Values | None:
 
 
 def _int64(array: np.ndarray, name: str) -> np.ndarray:
+    """Returns integers as int64 (flags stay int8), and everything else as it is."""
+    if array.dtype.kind not in "iu" or (array.dtype == np.int8 and array.ndim == 2):
+        return array
     if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
         row = int(np.argwhere(array > np.iinfo(np.int64).max)[0][0])
         raise bad_input(name, "integers that fit into int64", f"{array[row]} in row {row}")
     return array.astype(np.int64, copy=False)
-
-
-# ------------------------------------------------------------------ containers -> Arrow
-
-
-def _to_arrow(column: Any, name: str) -> pa.Array:
-    """Reads any container; NaN becomes a null."""
-    if isinstance(column, (pa.Array, pa.ChunkedArray)):
-        return _one_chunk(column)
-    if type(column).__module__.partition(".")[0] == "polars":
-        return _one_chunk(column.to_arrow())
-    if hasattr(column, "to_list") and hasattr(column, "row_splits"):  # tf.RaggedTensor
-        return _from_rows(column.to_list(), name)
-    if callable(getattr(column, "numpy", None)):  # a tensor
-        column = column.numpy()
-        return _to_arrow(column, name) if column.dtype == object else _array(column, name)
-    if isinstance(column, np.ndarray):
-        return _array(column, name)
-    if hasattr(column, "iloc"):  # pandas
-        return _array(column, name)
-    return _from_rows(list(column), name)
-
-
-def _array(column: Any, name: str) -> pa.Array:
-    if column.ndim == 2 or column.dtype == np.dtype(object):
-        return _from_rows(column.tolist(), name)
-    try:
-        return _one_chunk(pa.array(column, from_pandas=True))
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise bad_input(name, "values of one kind", " ".join(str(error).split())) from None
-
-
-def _from_rows(rows: list[Any], name: str) -> pa.Array:
-    """Reads Python values, whose kinds Arrow would mix up: it takes True for 1."""
-    rows = [row.tolist() if isinstance(row, np.ndarray) else row for row in rows]
-    _check_one_kind(rows, name)
-    try:
-        return pa.array(rows, from_pandas=True)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        largest = max((v for v in _flat(rows) if isinstance(v, int)), key=abs, default=0)
-        if abs(largest) >= 2**63:
-            raise bad_input(name, "integers that fit into int64", largest) from None
-        raise bad_input(name, "values of one kind", " ".join(str(error).split())) from None
-
-
-def _flat(rows: list[Any]) -> Iterable[Any]:
-    for row in rows:
-        yield from row if isinstance(row, (list, tuple)) else [row]
-
-
-_PYTHON_KINDS: tuple[tuple[tuple[type, ...], str], ...] = (
-    ((bool, np.bool_), "truth value"),
-    ((int, np.integer), "integer"),
-    ((float, np.floating, decimal.Decimal), "number"),
-    ((str,), "text"),
-    ((bytes,), "bytes"),
-    ((datetime.date, np.datetime64), "time"),
-    ((list, tuple), "list"),
-)
-
-
-def _check_one_kind(rows: list[Any], name: str) -> None:
-    first: dict[str, int] = {}
-    for position, row in enumerate(rows):
-        if _is_nothing(row):
-            continue
-        kind = next((k for types, k in _PYTHON_KINDS if isinstance(row, types)), None)
-        first.setdefault(kind or type(row).__name__, position)
-    if first.keys() <= {"integer", "number"} or len(first) <= 1:
-        lists = [row for row in rows if isinstance(row, (list, tuple))]
-        if lists and not any(isinstance(v, (list, tuple)) for row in lists for v in row):
-            _check_one_kind([v for row in lists for v in row], f"{name}, elements")
-        return
-    received = ", ".join(f"{kind} in row {row}" for kind, row in first.items())
-    raise bad_input(name, "one kind of value", received)
-
-
-def _is_nothing(value: Any) -> bool:
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    return isinstance(value, (float, np.floating)) and math.isnan(value)
-
-
-def _one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    if isinstance(column, pa.ChunkedArray):
-        return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    return column
-
-
-# ------------------------------------------------------------------ Arrow -> numpy
-
-
-def _of_arrow(column: pa.Array, name: str) -> Values:
-    if pa.types.is_dictionary(column.type):
-        column = _one_chunk(column.cast(column.type.value_type))
-    if _is_list(column.type):
-        return _of_lists(column, name)
-    reader = next((read for fits, read in _READERS if fits(column.type)), None)
-    if reader is None:
-        raise bad_input(name, "numbers, texts, times, or lists of them", column.type)
-    missing = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
-    values: Values = reader(column, missing, name)
-    return values
-
-
-def _of_bools(column: pa.Array, missing: np.ndarray, _name: str) -> Values:
-    array = column.fill_null(False).to_numpy(zero_copy_only=False)
-    return Values("bool", array.astype(np.int64), missing)
-
-
-def _of_integers(column: pa.Array, missing: np.ndarray, name: str) -> Values:
-    array = column.fill_null(0).to_numpy(zero_copy_only=False)
-    return Values("integer", _int64(array, name), missing)
-
-
-def _of_floats(column: pa.Array, missing: np.ndarray, _name: str) -> Values:
-    array = column.to_numpy(zero_copy_only=False)
-    floats = array if array.dtype == np.float32 else array.astype(np.float64)
-    return Values("number", floats, missing)
-
-
-def _of_decimals(column: pa.Array, missing: np.ndarray, name: str) -> Values:
-    if column.type.scale > 0:
-        return _of_floats(column.cast(pa.float64()), missing, name)
-    try:
-        return _of_integers(column.cast(pa.int64()), missing, name)
-    except pa.ArrowInvalid:
-        raise bad_input(name, "integers that fit into int64", column.type) from None
-
-
-def _of_texts(column: pa.Array, missing: np.ndarray, name: str) -> Values:
-    has_nul = pc.match_substring(column.cast(pa.large_string()), "\0").fill_null(False)
-    if pc.any(has_nul).as_py():
-        row = pc.index(has_nul, True).as_py()
-        raise bad_input(name, "text without NUL characters", f"one in row {row}")
-    array = np.array(column.fill_null("").to_pylist(), dtype=np.str_)
-    return Values("text", array, missing | (array == ""))
-
-
-def _of_bytes(column: pa.Array, missing: np.ndarray, name: str) -> Values:
-    try:
-        return _of_texts(column.cast(pa.large_binary()).cast(pa.large_string()), missing, name)
-    except pa.ArrowInvalid:
-        row = next(i for i, value in enumerate(column.to_pylist()) if not _is_utf8(value))
-        raise bad_input(name, "bytes in UTF-8", f"others in row {row}") from None
-
-
-def _is_utf8(value: bytes | None) -> bool:
-    try:
-        (value or b"").decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _of_times(column: pa.Array, missing: np.ndarray, _name: str) -> Values:
-    micros = column.cast(pa.timestamp("us"), safe=False)
-    return Values("time", micros.to_numpy(zero_copy_only=False).astype("datetime64[us]"), missing)
-
-
-_READERS: tuple[tuple[Callable[[Any], bool], Callable[..., Values]], ...] = (
-    (pa.types.is_boolean, _of_bools),
-    (pa.types.is_integer, _of_integers),
-    (pa.types.is_floating, _of_floats),
-    (pa.types.is_decimal, _of_decimals),
-    (
-        lambda t: (
-            pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_string_view(t)
-        ),
-        _of_texts,
-    ),
-    (
-        lambda t: (
-            pa.types.is_binary(t)
-            or pa.types.is_large_binary(t)
-            or pa.types.is_fixed_size_binary(t)
-            or pa.types.is_binary_view(t)
-        ),
-        _of_bytes,
-    ),
-    (lambda t: pa.types.is_timestamp(t) or pa.types.is_date(t), _of_times),
-    # A column that holds nothing at all has no kind of its own.
-    (pa.types.is_null, lambda c, missing, _name: Values("text", np.full(len(c), ""), missing)),
-)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    types = pa.types
-    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-
-
-def _of_lists(column: pa.Array, name: str) -> Values:
-    """Turns lists into [E, W]."""
-    missing = column.is_null().to_numpy(zero_copy_only=False)
-    lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-    is_int8 = pa.types.is_int8(column.type.value_type)
-    elements = _of_arrow(_one_chunk(pc.list_flatten(column)), name)
-    if elements.kind == "time" or elements.array.ndim > 1:
-        raise bad_input(name, "lists of numbers or texts", column.type)
-    if elements.missing.any():
-        row = int(np.repeat(np.arange(len(lengths)), lengths)[elements.first_missing])
-        raise bad_input(name, "no missing or empty value in a list", f"one in row {row}")
-    width, full = int(lengths.max(initial=0)), lengths[~missing]
-    even = bool((full == width).all())
-    array = elements.array.astype(np.int8) if is_int8 and even else elements.array
-    dense = np.full((len(lengths), width), _padding(elements, name, missing, full), array.dtype)
-    dense[np.arange(width) < lengths[:, None]] = array
-    return Values(elements.kind, dense, missing)
-
-
-def _padding(elements: Values, name: str, missing: np.ndarray, lengths: np.ndarray) -> Any:
-    """Returns what fills up the shorter lists, and the rows without one."""
-    even = len(lengths) == 0 or bool((lengths == lengths[0]).all())
-    array = elements.array
-    if elements.kind == "text":
-        return ""
-    if elements.kind == "number":
-        if not even:
-            received = f"lengths {lengths.min()} to {lengths.max()}"
-            raise bad_input(name, "lists of numbers with one length", received)
-        return np.nan
-    if even and np.isin(array, (0, 1)).all():
-        return 0
-    if (not even or missing.any()) and array.min(initial=0) < 0:
-        expected = "no negative number in lists of unequal length, where -1 marks the end"
-        raise bad_input(name, expected, array.min())
-    return -1

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.core.columns import Values, read_column
-from tfrs_negatives.types import EMPTY_ID, bad_input
+from tfrs_negatives.core.columns import read_column
+from tfrs_negatives.types import EMPTY_ID, Values, bad_input
 
 IdKind = Literal["integers", "strings"]
 

@@ -6,10 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from tfrs_negatives.core.columns import MISSING_INTEGER, Kind, Values, read_column
-from tfrs_negatives.types import ColumnType, bad_input
+from tfrs_negatives.core.columns import MISSING_INTEGER, read_column
+from tfrs_negatives.types import ColumnType, ValueKind, Values, bad_input
 
 
 def as_feature(values: Any, name: str, *, may_miss: bool = False) -> np.ndarray:
@@ -59,7 +58,7 @@ def feature_of(values: Values, name: str, *, may_miss: bool = False) -> np.ndarr
     return array
 
 
-_FILLERS: dict[Kind, Any] = {"number": np.nan, "text": ""}
+_FILLERS: dict[ValueKind, Any] = {"number": np.nan, "text": ""}
 
 
 def _finite_float32(values: Values, name: str) -> np.ndarray:
@@ -171,7 +170,7 @@ def as_type(values: Values, name: str, wanted: ColumnType | None) -> Values:
         >>> as_type(read_column([7, 8], "zip"), "zip", "text").array.tolist()
         ['7', '8']
     """
-    kinds: dict[ColumnType | None, tuple[Kind, ...]] = {"number": ("number", "bool")}
+    kinds: dict[ColumnType | None, tuple[ValueKind, ...]] = {"number": ("number", "bool")}
     if wanted is None or values.kind == wanted or values.kind in kinds.get(wanted, ()):
         return values
     if wanted == "integer" and values.kind == "bool":
@@ -183,7 +182,10 @@ def as_type(values: Values, name: str, wanted: ColumnType | None) -> Values:
     if wanted == "integer" and values.kind == "number":
         return replace(values, kind="integer", array=_whole(values, name))
     if wanted != "text" and values.kind == "text" and values.array.ndim == 1:
-        return _parse(values, name, wanted)
+        from tfrs_negatives.core.arrow import parse_texts
+
+        parsed = parse_texts(values, name, wanted)
+        return replace(read_column(parsed, name), missing=values.missing)
     raise bad_input(name, f"a column that can be read as {wanted}", values.kind)
 
 
@@ -204,37 +206,3 @@ def _whole(values: Values, name: str) -> np.ndarray:
         expected = f"whole numbers below {limit}, which a float holds exactly"
         raise bad_input(name, expected, f"{values.array[place]} in row {place[0]}")
     return np.where(present, values.array, 0).astype(np.int64)
-
-
-def _parse(values: Values, name: str, wanted: ColumnType) -> Values:
-    texts = pa.array(values.array, mask=values.missing)
-    for kind in _ARROW_TYPES[wanted]:
-        if (cast := _cast(texts, kind)) is not None:
-            return replace(read_column(cast, name), missing=values.missing)
-    fits = [
-        any(_cast(texts[i : i + 1], k) for k in _ARROW_TYPES[wanted]) for i in range(len(texts))
-    ]
-    received = "times with a zone and times without one"
-    if not all(fits):
-        row = fits.index(False)
-        received = f"{texts[row].as_py()!r} in row {row}"
-    raise bad_input(name, f"texts that can be read as {wanted}", received)
-
-
-def _fits(text: pa.Array, wanted: ColumnType) -> bool:
-    return any(_cast(text, kind) is not None for kind in _ARROW_TYPES[wanted])
-
-
-def _cast(texts: pa.Array, kind: pa.DataType) -> pa.Array | None:
-    try:
-        return texts.cast(kind)
-    except pa.ArrowInvalid:
-        return None
-
-
-_ARROW_TYPES: dict[ColumnType, tuple[pa.DataType, ...]] = {
-    "integer": (pa.int64(),),
-    "number": (pa.float64(),),
-    # With a zone in every row, or in none.
-    "time": (pa.timestamp("us"), pa.timestamp("us", "UTC")),
-}

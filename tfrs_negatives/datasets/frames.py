@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.core.columns import Values, read_column
+from tfrs_negatives.core.columns import read_column
 from tfrs_negatives.core.ids import check_ids
 from tfrs_negatives.core.roles import as_type, feature_of, numbers_of, times_of
 from tfrs_negatives.core.schema import Schema
-from tfrs_negatives.types import bad_input
+from tfrs_negatives.types import Values, bad_input
 
 _BATCH = 4096
 

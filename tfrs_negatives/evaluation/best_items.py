@@ -65,10 +65,15 @@ def _by_scann(vectors: np.ndarray) -> BestItems:
 
 
 def _by_tensorflow(vectors: tf.Tensor, size: int) -> BestItems:
+    num_items = len(vectors)
+    # The last columns of a product, where they do not fill a register, are summed in another order:
+    # equal vectors would have scores that differ in the last bit.
+    vectors = tf.pad(vectors, [[0, -num_items % BLOCK], [0, 0]])
+
     def search(queries: tf.Tensor, length: int) -> tuple[np.ndarray, np.ndarray]:
         # Few lengths, as each is a graph of its own.
-        longer = min(len(vectors), -(-length // 64) * 64)
-        select = _selector(longer, len(vectors))
+        longer = min(num_items, -(-length // 64) * 64)
+        select = _selector(longer, num_items)
         found = [select(queries[i : i + size], vectors) for i in range(0, len(queries), size)]
         scores, rows = (np.concatenate(column) for column in zip(*found, strict=True))
         return scores[:, :length], rows[:, :length]
@@ -78,15 +83,17 @@ def _by_tensorflow(vectors: tf.Tensor, size: int) -> BestItems:
 
 @functools.lru_cache(maxsize=32)
 def _selector(k: int, num_items: int) -> Callable[..., tuple[tf.Tensor, ...]]:
-    specs = [tf.TensorSpec([None, None]), tf.TensorSpec([num_items, None])]
+    specs = [tf.TensorSpec([None, None]), tf.TensorSpec([-(-num_items // BLOCK) * BLOCK, None])]
 
     @tf.function(input_signature=specs)
     def select(queries: tf.Tensor, vectors: tf.Tensor) -> tuple[tf.Tensor, ...]:
         if k * BLOCK >= num_items:
-            return tf.math.top_k(tf.matmul(queries, vectors, transpose_b=True), k)
+            scores = tf.matmul(queries, vectors, transpose_b=True)
+            return tf.math.top_k(scores[:, :num_items], k)
         whole = num_items // BLOCK * BLOCK
         scores = tf.matmul(queries, vectors[:whole], transpose_b=True)
-        return _top_k(scores, tf.matmul(queries, vectors[whole:], transpose_b=True), k)
+        rest = tf.matmul(queries, vectors[whole:], transpose_b=True)
+        return _top_k(scores, rest[:, : num_items - whole], k)
 
     return select
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfrs_negatives.encode.features import IdDropout
+from tfrs_negatives.encode.feature_layers import IdDropout
 from tfrs_negatives.types import Features, bad_input
 
 # Where a random layer of Keras keeps how much of it is random.
