@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -9,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from index_cases import make_model
 
-from tfrs_negatives.index import vectors_to_parquet
+from tfrs_negatives.index import build_index, vectors_to_parquet
 from tfrs_negatives.index.arguments import check_item_ids, check_lists
 from tfrs_negatives.types import InputError
 
@@ -86,3 +89,24 @@ def test_vectors_are_written_beside_ids_of_any_container(tmp_path):
     with pytest.raises(InputError, match="`ids`: expected ids that are integers or texts"):
         vectors_to_parquet(tmp_path / "w.parquet", [1.0, 2.0], np.eye(2))
     assert not (tmp_path / "w.parquet").exists()
+
+
+# ------------------------------------------------------------------ lists of which nothing is known
+
+
+@pytest.mark.parametrize(("name", "ids"), [("exclude", [900, 901]), ("allow", [[900], [901]])])
+def test_a_list_of_which_nothing_is_known_is_said_once(name, ids, caplog):
+    index = build_index(make_model(20))
+    queries = {"user_id": np.arange(2)}
+    with caplog.at_level(logging.WARNING, logger="tfrs_negatives"):
+        for _ in range(2):
+            index.top_k(queries, 3, **{name: ids})
+    assert caplog.text.count(f"`{name}`: none of its ids is an item of the index: [900, 901]") == 1
+
+
+def test_a_list_of_which_something_is_known_is_not_remarkable(caplog):
+    index = build_index(make_model(20))
+    known = index.model.items.ids[:1].tolist()
+    with caplog.at_level(logging.WARNING, logger="tfrs_negatives"):
+        index.top_k({"user_id": np.arange(1)}, 3, exclude=[*known, 900], allow=[])
+    assert "none of its ids" not in caplog.text

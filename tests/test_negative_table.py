@@ -129,7 +129,7 @@ def no_key():
     [
         (lambda: NegativeTable(no_key()), "log.query_key"),
         (lambda: NegativeTable(log_of(np.array([], int))), "log"),
-        (lambda: NegativeTable(log_of(np.array([0.5]))), r"log.query_features\['user_id'\]"),
+        (lambda: NegativeTable(log_of(np.array([0.5]))), "user_id"),
         (lambda: NegativeTable(log_of(np.array([1])), num=0), "num"),
     ],
 )

@@ -43,7 +43,13 @@ def test_it_is_cut_out_of_the_training_part_and_the_test_part_is_gone(source, sp
     assert not events(held_out.train) & events(held_out.test)
     assert events(held_out.train) | events(held_out.test) == events(whole.train)
     assert not events(held_out.test) & events(whole.test)
-    assert len(held_out.test) == round(fraction * len(whole.train))
+    users, last = whole.train.query_features["user"], held_out.test.query_features["user"]
+    if split == "by_user":
+        assert len(set(last)) == round(fraction * len(set(users)))
+    elif split == "leave_last_out":  # there are no more last events than users
+        assert len(last) == min(round(fraction * len(users)), len(set(users)))
+    else:
+        assert len(last) == round(fraction * len(users))
     assert len(held_out.train) + len(held_out.test) == len(whole.train)
 
 
@@ -90,7 +96,7 @@ def test_each_event_keeps_its_columns_and_its_place():
         assert (np.diff(rows) > 0).all()
         assert (part.query_features["user"] == users[rows]).all()
         assert (part.timestamps == 100 + rows).all()
-        assert (part.weights == np.linspace(0, 1, 40)[rows]).all()
+        assert (part.weights == np.linspace(0, 1, 40, dtype=np.float32)[rows]).all()
 
 
 def test_the_truth_of_the_generator_is_not_that_of_a_part():

@@ -57,8 +57,8 @@ def describe(
         >>> from tfrs_negatives import datasets
         >>> for line in describe(datasets.synthetic(60, 200, num_events=600))[:2]:
         ...     print(line.name, line.role, line.type, line.distinct)
-        user_id query_id text 60
-        age_group constant integer 6
+        user_id query_id text 59
+        age_group constant integer 7
     """
     log = data.train
     of_event = log.event_features
@@ -125,8 +125,8 @@ def as_text(data: RetrievalData, lines: Sequence[ColumnReport]) -> str:
         >>> data = datasets.synthetic(60, 200, num_events=600)
         >>> print(as_text(data, describe(data)[:1]))
         synthetic: 510 training events, 90 test events, 200 items
-          column   side   role              type  encoding  distinct  missing
-          user_id  query  query_id          text  -         60        0
+          column   side   role      type  encoding  distinct  missing
+          user_id  query  query_id  text  -         59        0
     """
     title = (
         f"{data.name}: {len(data.train):,} training events, {len(data.test):,} test events, "

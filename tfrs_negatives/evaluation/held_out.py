@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +12,8 @@ import numpy as np
 from tfrs_negatives.datasets.interactions import Interactions
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.types import bad_input
+
+_log = logging.getLogger("tfrs_negatives")
 
 
 class Pairs(NamedTuple):
@@ -109,6 +112,8 @@ def _match_queries(
     place = np.searchsorted(known, theirs, sorter=order)
     queries = order[np.minimum(place, len(known) - 1)]
     events = np.flatnonzero(known[queries] == theirs)
+    if not len(events):
+        _log.warning("`exclude`: none of its %d events is of a test query, by %r", len(theirs), key)
     return queries[events], events
 
 

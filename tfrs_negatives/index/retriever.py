@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 
-from tfrs_negatives.index.arguments import FeatureSpecs
+from tfrs_negatives.index.arguments import FeatureSpecs, check_lists
 from tfrs_negatives.types import Features
+
+_log = logging.getLogger("tfrs_negatives")
 
 
 class Retriever(ABC):
@@ -100,7 +103,25 @@ class Retriever(ABC):
                 holds ids of another kind, or groups are asked for where the index has none.
         """
         vectors = self.embed_query(features)
-        return self.search(vectors, k, exclude=exclude, allow=allow, allow_groups=allow_groups)
+        answer = self.search(vectors, k, exclude=exclude, allow=allow, allow_groups=allow_groups)
+        for name, lists in {"exclude": exclude, "allow": allow}.items():
+            self._warn_of_unknown(name, lists, num_queries=len(vectors))
+        return answer
+
+    def _warn_of_unknown(self, name: str, lists: Any, *, num_queries: int) -> None:
+        """Says once of each filter, the first time it is used, where it knows none of its ids."""
+        # Some are frozen data classes.
+        looked_at: set[str] = self.__dict__.setdefault("_filters_looked_at", set())
+        if name in looked_at:
+            return
+        ids = check_lists(lists, num_queries, argument=name, padding=self.padding_id)
+        if ids is None:
+            return
+        looked_at.add(name)
+        wanted = [i for row in ids.tolist() for i in row if i != self.padding_id]
+        if wanted and not self.contains(wanted).any():
+            unknown = f"{wanted[:3]} ..." if len(wanted) > 3 else f"{wanted}"
+            _log.warning("`%s`: none of its ids is an item of the index: %s", name, unknown)
 
 
 class InFront(Retriever):
