@@ -165,7 +165,8 @@ def test_gradient_equals_central_differences_of_the_reference(name):
 def test_extra_candidates_are_columns_of_the_same_stream(policy):
     mask = np.ones((NUM_ROWS, len(BATCH_IDS)), bool)
     mask[1, 6] = False
-    task = Retrieval(frequency=exact_frequency(), correct=policy, masks=[AccidentalHits()])
+    options = {"masks": [AccidentalHits()], "correct": policy, "reduction": "mean"}
+    task = Retrieval(frequency=exact_frequency(), **options)
     expected = reference.retrieval_loss(
         QUERIES,
         pool_of(len(BATCH_IDS)),
@@ -181,15 +182,17 @@ def test_extra_candidates_are_columns_of_the_same_stream(policy):
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_best_vector_of_a_query_counts(similarity):
     queries = np.random.default_rng(3).normal(size=(NUM_ROWS, 3, DIM)).astype(np.float32)
-    task = Retrieval(similarity=similarity, temperature=0.4)
-    options = {"similarity": similarity, "temperature": 0.4}
+    options = {"similarity": similarity, "temperature": 0.4, "reduction": "mean"}
+    task = Retrieval(**options)
     expected = reference.retrieval_loss(queries, pool_of(), **options)
     assert float(run(task, queries=queries)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_unfilled_columns_never_count():
     filled = [True, False, True, False, True, True]
-    task = Retrieval(negatives=[InBatch(), Drawn(DRAWN, filled)], frequency=exact_frequency())
+    task = Retrieval(
+        negatives=[InBatch(), Drawn(DRAWN, filled)], frequency=exact_frequency(), reduction="mean"
+    )
     columns = pool_of(drawn=DRAWN)
     pool = [
         column._replace(filled=column.owner >= 0 or filled[j - NUM_ROWS])
@@ -201,7 +204,7 @@ def test_unfilled_columns_never_count():
 
 
 def test_sources_without_the_batch_compete_with_the_positive_alone():
-    task = Retrieval(negatives=[Drawn(DRAWN)], correct="negatives")
+    task = Retrieval(negatives=[Drawn(DRAWN)], correct="negatives", reduction="mean")
     losses = []
     for row, query in enumerate(QUERIES):
         own, *drawn = pool_of(drawn=DRAWN)[row : row + 1] + pool_of(drawn=DRAWN)[NUM_ROWS:]
@@ -231,7 +234,8 @@ def test_frequency_learns_in_training_only():
 
 
 def test_learned_temperature_starts_where_it_is_told_and_moves():
-    fixed, learned = Retrieval(temperature=0.2), Retrieval(temperature=0.2, learn_temperature=True)
+    options = {"temperature": 0.2, "reduction": "mean"}
+    fixed, learned = Retrieval(**options), Retrieval(**options, learn_temperature=True)
     with tf.GradientTape() as tape:
         loss = run(learned)
     assert float(loss) == pytest.approx(float(run(fixed)), rel=1e-5)
