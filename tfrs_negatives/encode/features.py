@@ -196,7 +196,7 @@ class SortedLookup(tf.keras.layers.Layer):
         rows = self.items.rows(values) + 1
         if self.mask_value is None:
             return rows
-        return tf.where(values == self.mask_value, tf.zeros_like(rows), rows + 1)
+        return tf.where(tf.equal(values, self.mask_value), tf.zeros_like(rows), rows + 1)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -116,4 +116,4 @@ def keys_of_rows(features: Features, name: str, num_rows: int | None) -> tf.Tens
     if ids.dtype != tf.string and not ids.dtype.is_integer:
         raise bad_input(argument, "integers or strings", f"dtype {ids.dtype.name}")
     keys, padding = to_keys(ids), to_keys(tf.constant("" if ids.dtype == tf.string else -1))
-    return tf.where(keys == padding, tf.constant(EMPTY_ID, tf.int64), keys)
+    return tf.where(tf.equal(keys, padding), tf.constant(EMPTY_ID, tf.int64), keys)

@@ -177,6 +177,13 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
                 source.build(input_shape)
         super().build(input_shape)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> tf.Tensor:
+        """Runs `call`, with all its updates also in a graph of TensorFlow 1."""
+        call = super().__call__
+        # Outside of a function a graph runs only what the loss is computed from.
+        by_itself = tf.executing_eagerly() or tf.inside_function()
+        return (call if by_itself else tf.function(call))(*args, **kwargs)
+
     def call(
         self,
         query_embeddings: tf.Tensor,
