@@ -73,7 +73,7 @@ def total_loss(task, number):
 
 for label, task in {
     "tfrs.tasks.Retrieval()": tfrs.tasks.Retrieval(),
-    'tfn.Retrieval(reduction="sum")': tfn.Retrieval(reduction="sum"),
+    "tfn.Retrieval()": tfn.Retrieval(),
 }.items():
     losses = [f"{total_loss(task, number):6.1f}" for number in (1, 2, 4)]
     print(label.ljust(32), "on 1, 2, 4 replicas:", *losses)

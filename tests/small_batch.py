@@ -80,5 +80,6 @@ def count_of(num_items=0, num_drawn=0):
 
 
 def build(arguments):
-    # Layers are built anew for each test: they hold variables.
-    return Retrieval(**{n: a() if callable(a) else a for n, a in arguments.items()})
+    # Layers are built anew for each test: they hold variables. The reference takes the mean.
+    made = {n: a() if callable(a) else a for n, a in arguments.items()}
+    return Retrieval(**{"reduction": "mean", **made})

@@ -187,9 +187,8 @@ class NobodyCounts(Part):
 
 def build(part, **extra):
     parts = PARTS[part]()
-    return Retrieval(
-        **{**parts, **extra, "masks": [*parts.get("masks", []), *extra.get("masks", [])]}
-    )
+    masks = [*parts.get("masks", []), *extra.get("masks", [])]
+    return Retrieval(**{"reduction": "mean", **parts, **extra, "masks": masks})
 
 
 def encode_items(features, corpus=CORPUS):

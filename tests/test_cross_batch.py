@@ -45,7 +45,8 @@ def batches(number, size=B, seed=0):
 
 
 def task_of(source, *more, **options):
-    return Retrieval(negatives=[*more, source], frequency=frequency(), **options)
+    options = {"frequency": frequency(), "reduction": "mean", **options}
+    return Retrieval(negatives=[*more, source], **options)
 
 
 def with_batch(source, **options):

@@ -86,6 +86,7 @@ def run():
         miners=[SeenMiner()],
         similarity="cosine",
         temperature=TEMPERATURE,
+        reduction="mean",
     )
     model = TwoTower(tower("user_id", NUM_USERS, 1), tower("item_id", NUM_ITEMS, 2), ITEMS, task)
     model.compile(tf.keras.optimizers.SGD(RATE))

@@ -50,7 +50,8 @@ def explicit(items=CATALOGUE):
 
 
 def task_of(*negatives, **options):
-    return Retrieval(negatives=list(negatives), frequency=exact_frequency(), **options)
+    options = {"frequency": exact_frequency(), "reduction": "mean", **options}
+    return Retrieval(negatives=list(negatives), **options)
 
 
 def loss_of(*negatives, features=FEATURES, call=None, **options):

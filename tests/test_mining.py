@@ -405,7 +405,7 @@ def make_two_tower(table, items):
         return tf.keras.Model(ids, tf.keras.layers.Embedding(rows, 8, start)(ids))
 
     sources = [InBatch(), Explicit(table, items)]
-    task = Retrieval(negatives=sources, correct=None)
+    task = Retrieval(negatives=sources, correct=None, reduction="mean")
     model = TwoTower(tower("user_id", 40), tower("item_id", 60), items, task)
     model.compile(tf.keras.optimizers.Adagrad(0.1))
     return model

@@ -37,6 +37,10 @@ def test_hard_recipes_leave_out_the_history_whatever_is_said_of_copies(data, rec
     assert [type(mask).__name__ for mask in task.masks] == names
 
 
+def test_a_run_takes_the_mean_over_the_batch(data):
+    assert build_model(load_config(overrides=SMALL), data).task.reduction == "mean"
+
+
 def test_a_log_whose_events_are_queries_has_no_history():
     log = Interactions({"user": np.arange(3)}, np.arange(3))
     data = RetrievalData(log, log, ItemCatalogue(np.arange(3)), "no key")

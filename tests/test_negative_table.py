@@ -92,6 +92,10 @@ def test_queries_that_the_table_does_not_know_are_counted(tmp_path, caplog):
     assert look_up(table, [0, 1, 2, 3]) == [EMPTY, [7, 8], EMPTY, EMPTY]
 
 
+def corrected(*sources):
+    return Retrieval(negatives=list(sources), frequency=exact_frequency(), reduction="mean")
+
+
 def test_a_table_is_a_column_with_the_same_lists(tmp_path):
     lists = [[100, 103], [102], [], [107, 105, 105], [111, 100, 104]]
     users = np.array([40, 20, 10, 50, 30])
@@ -100,19 +104,19 @@ def test_a_table_is_a_column_with_the_same_lists(tmp_path):
     losses = []
     for column in (table, "rejected"):
         source = Weighted(Explicit(column, CATALOGUE), 0.5)
-        task = Retrieval(negatives=[InBatch(), source], frequency=exact_frequency())
+        task = corrected(InBatch(), source)
         features = {"user_id": tf.constant(users), "rejected": tf.ragged.constant(lists)}
         losses.append(float(run(task, features=features)))
     assert losses[0] == losses[1]
-    without = Retrieval(negatives=[InBatch()], frequency=exact_frequency())
+    without = corrected(InBatch())
     assert losses[0] > float(run(without)) + 0.01
 
 
 def test_an_empty_table_is_a_source_that_is_off():
     users = np.arange(5)
     source = Explicit(NegativeTable(log_of(users)), CATALOGUE)
-    task = Retrieval(negatives=[InBatch(), source], frequency=exact_frequency())
-    without = Retrieval(negatives=[InBatch()], frequency=exact_frequency())
+    task = corrected(InBatch(), source)
+    without = corrected(InBatch())
     loss = float(run(task, features={"user_id": tf.constant(users)}))
     assert loss == pytest.approx(float(run(without)), rel=1e-6)
 
@@ -190,7 +194,8 @@ def make_model(seed=0, **options):
         return tf.keras.Model(ids, tf.keras.layers.Embedding(rows, 6, start)(ids))
 
     table = NegativeTable(LOG, 2)
-    task = Retrieval(negatives=[InBatch(), Weighted(Explicit(table, ITEMS), 0.5)], correct=None)
+    sources = [InBatch(), Weighted(Explicit(table, ITEMS), 0.5)]
+    task = Retrieval(negatives=sources, correct=None, reduction="mean")
     towers = tower("user_id", USERS + 5, seed + 1), tower("item_id", N, seed + 2)
     model = TwoTower(*towers, ITEMS, task)
     model.compile(tf.keras.optimizers.Adagrad(0.3), **options)

@@ -61,6 +61,7 @@ def everything(**options):
         similarity="cosine",
         temperature=0.2,
         item_bias=ItemBias(ITEMS.ids, np.ones(N)),
+        reduction="mean",
         **options,
     )
 

@@ -7,10 +7,12 @@ from tfrs_negatives import losses
 from tfrs_negatives.datasets import Interactions
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.recipes import (
+    cross_batch_negative_sampling,
     cross_batch_ngame,
     dynamic_negative_sampling,
     frequency_table,
     in_batch,
+    mixed_cross_batch_negative_sampling,
     mixed_negative_sampling,
     ngame,
     uniform_negative_sampling,
@@ -78,6 +80,24 @@ def test_dynamic_negative_sampling_takes_m_of_n():
     assert [type(mask) for mask in task.masks] == [AccidentalHits]
     known = dynamic_negative_sampling(ITEMS, history=LOG)
     assert [type(mask) for mask in known.masks] == [KnownPositives]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        in_batch,
+        uniform_negative_sampling,
+        mixed_negative_sampling,
+        cross_batch_negative_sampling,
+        mixed_cross_batch_negative_sampling,
+        lambda items, **options: ngame(items, history=LOG, **options),
+        lambda items, **options: cross_batch_ngame(items, history=LOG, **options),
+        dynamic_negative_sampling,
+    ],
+)
+def test_recipes_take_the_mean_over_the_batch(recipe):
+    assert recipe(ITEMS).reduction == "mean"
+    assert recipe(ITEMS, reduction="sum").reduction == "sum"
 
 
 def test_options_win_over_the_recipe():

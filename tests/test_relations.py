@@ -81,7 +81,8 @@ POSITIVES = np.array([3, 0, 19, 3])
 @pytest.mark.parametrize(("policy", "log_count"), [(None, 0.0), ("both", 1.7), ("negatives", 0.0)])
 def test_the_whole_corpus_as_pool_is_the_full_softmax(policy, log_count):
     source = WholeCorpus(log_count)
-    task = Retrieval(negatives=[source], masks=[AccidentalHits()], correct=policy)
+    options = {"masks": [AccidentalHits()], "correct": policy, "reduction": "mean"}
+    task = Retrieval(negatives=[source], **options)
     loss, gradient = loss_and_gradient(task, ROWS, POSITIVES)
     shares = [reference.full_softmax(row) for row in ROWS]
     expected = np.mean([-np.log(p[j]) for p, j in zip(shares, POSITIVES, strict=True)])

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from replicas import strategy_with_collectives
+from replicas import strategy_of, strategy_with_collectives
 
 from tfrs_negatives.datasets import Interactions
 from tfrs_negatives.encode.across_replicas import all_rows, encode_together, place_of_rows
@@ -172,18 +172,10 @@ def tower(name, rows, first, seed):
 
 def make_model(name, optimizer):
     query_tower, item_tower = tower("user_id", USERS, 0, 1), tower("item_id", N, 50, 2)
-    model = TwoTower(query_tower, item_tower, ITEMS, Retrieval(**COMPOSITIONS[name]()))
+    task = Retrieval(**{"reduction": "mean", **COMPOSITIONS[name]()})
+    model = TwoTower(query_tower, item_tower, ITEMS, task)
     model.compile(optimizer())
     return model
-
-
-def strategy_of(replicas):
-    if replicas == 1:
-        return tf.distribute.get_strategy()
-    # Without collectives: these must run in one order, which eager threads do not keep.
-    devices = [f"CPU:{number}" for number in range(replicas)]
-    operations = tf.distribute.ReductionToOneDevice()
-    return tf.distribute.MirroredStrategy(devices, cross_device_ops=operations)
 
 
 @functools.cache

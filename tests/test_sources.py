@@ -27,6 +27,11 @@ from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.types import InputError
 
 
+def mixture(source, **options):
+    options = {"frequency": exact_frequency(), "reduction": "mean", **options}
+    return Retrieval(negatives=[InBatch(), source], **options)
+
+
 def test_uniform_draws_what_the_seed_says_and_other_items_at_each_step():
     source, seen = Uniform(CATALOGUE, 6), []
 
@@ -35,7 +40,7 @@ def test_uniform_draws_what_the_seed_says_and_other_items_at_each_step():
         return encode_items(features)
 
     for seed in (5, 5, 6):
-        task = Retrieval(negatives=[InBatch(), source], frequency=exact_frequency(), seed=seed)
+        task = mixture(source, seed=seed)
         for _ in range(2):
             drawn_loss = run(task, encode_items=record, training=True)
             count = count_of(NUM_ROWS, 6)
@@ -86,7 +91,7 @@ def test_an_item_outside_the_catalogue_is_never_a_uniform_draw():
         uniform = reference.uniform_count(NUM_ITEMS, 6, inside=item != 999)
         return [reference.in_batch_count(share, NUM_ROWS), uniform]
 
-    task = Retrieval(negatives=[InBatch(), Uniform(CATALOGUE, 6)], frequency=frequency)
+    task = mixture(Uniform(CATALOGUE, 6), frequency=frequency)
     loss = run(task, candidate_ids=ids, encode_items=record)
     pool = (
         reference.batch_columns(ids, ITEMS[:NUM_ROWS], NUM_ROWS) + pool_of(drawn=drawn)[NUM_ROWS:]
@@ -97,7 +102,7 @@ def test_an_item_outside_the_catalogue_is_never_a_uniform_draw():
 
 def test_index_stream_proposes_the_items_of_the_batch_column():
     source = IndexStream(CATALOGUE, 6)
-    task = Retrieval(negatives=[InBatch(), source], frequency=exact_frequency())
+    task = mixture(source)
     stream = CATALOGUE.gather(tf.constant(DRAWN))
     loss = run(task, features={"index_items": stream})
     count = count_of(NUM_ROWS, 6)

@@ -29,7 +29,7 @@ from small_batch import (
 )
 
 from tfrs_negatives.propose.frequency import StreamingFrequency
-from tfrs_negatives.propose.negatives import InBatch, Uniform
+from tfrs_negatives.propose.negatives import CrossBatch, InBatch, Uniform
 from tfrs_negatives.score.keep_masks import AccidentalHits
 from tfrs_negatives.train.hard_negatives import Hardest
 from tfrs_negatives.train.losses import SampledSoftmax
@@ -165,7 +165,8 @@ def test_gradient_equals_central_differences_of_the_reference(name):
 def test_extra_candidates_are_columns_of_the_same_stream(policy):
     mask = np.ones((NUM_ROWS, len(BATCH_IDS)), bool)
     mask[1, 6] = False
-    task = Retrieval(frequency=exact_frequency(), correct=policy, masks=[AccidentalHits()])
+    options = {"masks": [AccidentalHits()], "correct": policy, "reduction": "mean"}
+    task = Retrieval(frequency=exact_frequency(), **options)
     expected = reference.retrieval_loss(
         QUERIES,
         pool_of(len(BATCH_IDS)),
@@ -181,15 +182,17 @@ def test_extra_candidates_are_columns_of_the_same_stream(policy):
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_best_vector_of_a_query_counts(similarity):
     queries = np.random.default_rng(3).normal(size=(NUM_ROWS, 3, DIM)).astype(np.float32)
-    task = Retrieval(similarity=similarity, temperature=0.4)
-    options = {"similarity": similarity, "temperature": 0.4}
+    options = {"similarity": similarity, "temperature": 0.4, "reduction": "mean"}
+    task = Retrieval(**options)
     expected = reference.retrieval_loss(queries, pool_of(), **options)
     assert float(run(task, queries=queries)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_unfilled_columns_never_count():
     filled = [True, False, True, False, True, True]
-    task = Retrieval(negatives=[InBatch(), Drawn(DRAWN, filled)], frequency=exact_frequency())
+    task = Retrieval(
+        negatives=[InBatch(), Drawn(DRAWN, filled)], frequency=exact_frequency(), reduction="mean"
+    )
     columns = pool_of(drawn=DRAWN)
     pool = [
         column._replace(filled=column.owner >= 0 or filled[j - NUM_ROWS])
@@ -201,7 +204,7 @@ def test_unfilled_columns_never_count():
 
 
 def test_sources_without_the_batch_compete_with_the_positive_alone():
-    task = Retrieval(negatives=[Drawn(DRAWN)], correct="negatives")
+    task = Retrieval(negatives=[Drawn(DRAWN)], correct="negatives", reduction="mean")
     losses = []
     for row, query in enumerate(QUERIES):
         own, *drawn = pool_of(drawn=DRAWN)[row : row + 1] + pool_of(drawn=DRAWN)[NUM_ROWS:]
@@ -231,7 +234,8 @@ def test_frequency_learns_in_training_only():
 
 
 def test_learned_temperature_starts_where_it_is_told_and_moves():
-    fixed, learned = Retrieval(temperature=0.2), Retrieval(temperature=0.2, learn_temperature=True)
+    options = {"temperature": 0.2, "reduction": "mean"}
+    fixed, learned = Retrieval(**options), Retrieval(**options, learn_temperature=True)
     with tf.GradientTape() as tape:
         loss = run(learned)
     assert float(loss) == pytest.approx(float(run(fixed)), rel=1e-5)
@@ -286,6 +290,64 @@ def test_report_counts_extra_candidates_as_nobodys_positive():
     run(task, num_items=len(BATCH_IDS), training=True)
     # Item 103 is in columns 0, 2 and 5: rows 0 and 2 lose two each, of 5 x 7 - 5.
     assert "7 columns (in_batch 7), masked 13.33%" in describe_last_step(task)
+
+
+# ------------------------------------------------------------------ a graph of TensorFlow 1
+
+
+def in_session(task, tensors, feed=None, runs=1):
+    """The values of tensors, run so many times in the graph they are in."""
+    metrics = [m for part in [task, *task.negatives] for m in getattr(part, "metrics", [])]
+    variables = {id(v): v for part in [task, *metrics] for v in part.variables}
+    with tf.compat.v1.Session() as session:
+        session.run([v.initializer for v in variables.values()])
+        return [session.run(tensors, feed) for _ in range(runs)]
+
+
+# A catalogue is made eagerly, so these have none.
+@pytest.mark.parametrize(
+    "name", ["plain", "cosine", "sum", "weights", "hits", "hardest", "score mask", "probability"]
+)
+def test_loss_and_gradient_in_a_graph_of_tensorflow_1(name):
+    arguments, call, options, drawn = COMPOSITIONS[name]
+    call = {**call, "candidate_ids": BATCH_IDS[:NUM_ROWS]}
+    eager = tf.constant(QUERIES)
+    with tf.GradientTape() as tape:
+        tape.watch(eager)
+        loss = build(arguments)(eager, ITEMS[:NUM_ROWS], **call)
+    expected_slope = tape.gradient(loss, eager)
+    with tf.Graph().as_default():
+        task, queries = build(arguments), tf.constant(QUERIES)
+        loss = task(queries, tf.constant(ITEMS[:NUM_ROWS]), **call)
+        ((received, slope),) = in_session(task, [loss, tf.gradients(loss, queries)[0]])
+    expected = reference.retrieval_loss(QUERIES, pool_of(drawn=drawn), **options)
+    assert received == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(slope, expected_slope, rtol=1e-5, atol=1e-6)
+
+
+def test_a_graph_of_tensorflow_1_moves_all_state_with_rows_of_unknown_number():
+    def composition():
+        sources = [InBatch(), CrossBatch(10)]
+        masks = [AccidentalHits()]
+        return Retrieval(negatives=sources, frequency=StreamingFrequency(64), masks=masks)
+
+    def state(task):
+        return [task.step, task.frequency.table, task.negatives[1].bank.ids, task.report.columns]
+
+    eager = composition()
+    expected = [float(run(eager, training=True)) for _ in range(3)]
+    with tf.Graph().as_default():
+        task = composition()
+        queries, items = (tf.compat.v1.placeholder(tf.float32, [None, DIM]) for _ in range(2))
+        ids = tf.compat.v1.placeholder(tf.int64, [None])
+        loss = task(queries, items, candidate_ids=ids, training=True)
+        feed = {queries: QUERIES, items: ITEMS[:NUM_ROWS], ids: BATCH_IDS[:NUM_ROWS]}
+        with tf.control_dependencies([loss]):
+            after = [tf.identity(variable) for variable in state(task)]
+        runs = in_session(task, [loss, *after], feed, runs=3)
+    assert [float(loss) for loss, *_ in runs] == pytest.approx(expected, rel=1e-5)
+    for received, wanted in zip(runs[-1][1:], state(eager), strict=True):
+        np.testing.assert_allclose(received, wanted, rtol=1e-5)
 
 
 BAD = {

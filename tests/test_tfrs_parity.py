@@ -1,4 +1,4 @@
-"""`Retrieval(reduction="sum")` in the place of `tfrs.tasks.Retrieval`: same numbers, or better."""
+"""`Retrieval` in the place of `tfrs.tasks.Retrieval`: same numbers, or better."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
+from replicas import strategy_of
 
 from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.types import InputError
@@ -68,13 +69,11 @@ def batch_metrics():
 
 def build(of_tfrs, loss="default", **arguments):
     kind = tfrs.tasks.Retrieval if of_tfrs else Retrieval
-    extra = {} if of_tfrs else {"reduction": "sum"}
     return kind(
         loss=LOSSES[loss](),
         batch_metrics=batch_metrics(),
         loss_metrics=[tf.keras.metrics.Mean(name="mean_loss")],
         **arguments,
-        **extra,
     )
 
 
@@ -203,21 +202,23 @@ def test_arguments_have_the_names_and_the_order_of_tfrs(method):
     assert new <= {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
 
 
+class Theirs(tfrs.Model):
+    def __init__(self, task):
+        super().__init__()
+        self.users = tf.keras.layers.Embedding(5, 3, embeddings_initializer=initial())
+        self.items = tf.keras.layers.Embedding(5, 3, embeddings_initializer=initial())
+        self.task = task
+
+    def compute_loss(self, features, training=False):
+        users, items = self.users(features["user"]), self.items(features["item"])
+        weights = features.get("weight")
+        return self.task(users, items, sample_weight=weights, compute_metrics=not training)
+
+
 def test_it_sits_inside_an_existing_tfrs_model():
-    class Theirs(tfrs.Model):
-        def __init__(self, task):
-            super().__init__()
-            self.users = tf.keras.layers.Embedding(5, 3, embeddings_initializer=initial())
-            self.items = tf.keras.layers.Embedding(5, 3, embeddings_initializer=initial())
-            self.task = task
-
-        def compute_loss(self, features, training=False):
-            users, items = self.users(features["user"]), self.items(features["item"])
-            return self.task(users, items, compute_metrics=not training)
-
     data = tf.data.Dataset.from_tensors({"user": [0, 1, 2], "item": [3, 1, 4]}).repeat(3)
     losses = []
-    for task in (tfrs.tasks.Retrieval(), Retrieval(reduction="sum")):
+    for task in (tfrs.tasks.Retrieval(), Retrieval()):
         model = Theirs(task)
         model.compile(tf.keras.optimizers.Adagrad(0.5))
         losses.append(model.fit(data, epochs=2, verbose=0).history["loss"])
@@ -226,6 +227,37 @@ def test_it_sits_inside_an_existing_tfrs_model():
 
 def initial():
     return tf.keras.initializers.RandomNormal(seed=7)
+
+
+def trained_on(replicas, task, batch):
+    """The loss of each of three steps over all replicas, and the weights then."""
+    strategy = strategy_of(replicas)
+    with strategy.scope():
+        model = Theirs(task())
+        model.compile(tf.keras.optimizers.SGD(0.5))
+        model.users(0), model.items(0)
+    parts = strategy.experimental_distribute_values_from_function(
+        lambda context: {
+            name: np.array_split(column, replicas)[context.replica_id_in_sync_group]
+            for name, column in batch.items()
+        }
+    )
+    losses = []
+    for _ in range(3):
+        logs = strategy.run(model.train_step, args=(parts,))
+        losses.append(strategy.reduce("SUM", logs["loss"], axis=None))
+    return [losses, *(variable.numpy() for variable in model.trainable_variables)]
+
+
+@pytest.mark.parametrize("weights", [{}, {"weight": WEIGHTS}], ids=["bare", "weights"])
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_any_number_of_replicas_trains_as_tfrs_on_one_device(replicas, weights):
+    batch = {"user": np.arange(B) % 5, "item": np.array([3, 1, 4, 1, 0, 2]), **weights}
+    theirs = trained_on(1, tfrs.tasks.Retrieval, batch)
+    ours = trained_on(replicas, Retrieval, batch)
+    assert_same(theirs, ours)
+    mean = trained_on(1, lambda: Retrieval(reduction="mean"), batch)
+    assert np.abs(theirs[1] - mean[1]).max() > 0.01
 
 
 # -------------------------------------------------------------- where TFRS is wrong
@@ -250,7 +282,7 @@ def test_probabilities_below_one_in_a_million_are_told_apart():
             float(task(QUERIES, ITEMS[:B], candidate_sampling_probability=p)) for p in (rare, rarer)
         ]
 
-    same, other = losses(tfrs.tasks.Retrieval()), losses(Retrieval(reduction="sum"))
+    same, other = losses(tfrs.tasks.Retrieval()), losses(Retrieval())
     assert same[0] == same[1]
     logits = (QUERIES @ ITEMS[:B].T).astype(np.float64) - np.log(rarer.astype(np.float64))
     expected = np.sum(np.log(np.exp(logits).sum(1)) - np.diag(logits))
@@ -274,7 +306,7 @@ def test_half_precision_gives_the_loss_of_its_numbers(dtype, constructor):
 
 def test_no_hard_negatives_keep_them_all_as_tfrs_documents():
     # Its documentation says so of every number that is not positive; its code keeps none.
-    task = Retrieval(reduction="sum", num_hard_negatives=0)
+    task = Retrieval(num_hard_negatives=0)
     expected = tfrs.tasks.Retrieval()(QUERIES, ITEMS[:B])
     assert float(task(QUERIES, ITEMS[:B])) == pytest.approx(float(expected), rel=1e-5)
 

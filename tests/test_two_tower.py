@@ -87,6 +87,10 @@ def vectors(model):
 # ------------------------------------------------------------------ fit and evaluate
 
 
+def test_the_task_of_a_model_without_one_takes_the_mean():
+    assert make_model().task.reduction == "mean"
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_epoch_loss_is_the_mean_over_the_epoch(reduction):
     # With a rate of 0 every batch has the loss that can be computed beside it.
@@ -160,7 +164,8 @@ def test_items_without_any_event_learn_from_uniform_draws_only():
 def test_sample_weights_weigh_the_rows():
     weights = RNG.uniform(0, 2, size=8).astype(np.float32)
     data = batches(8, np.resize(weights, 22)).take(1)
-    model = make_eager(Retrieval(temperature=0.5), optimizer=tf.keras.optimizers.SGD(0.0))
+    task = Retrieval(temperature=0.5, reduction="mean")
+    model = make_eager(task, optimizer=tf.keras.optimizers.SGD(0.0))
     pool = reference.batch_columns(
         LOG_ITEMS[:8], model.item_tower.get_weights()[-1][1 + LOG_ITEMS[:8]], 8
     )

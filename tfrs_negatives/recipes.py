@@ -1,5 +1,6 @@
 """The published methods, each as the composition of parts that it is.
 
+Their loss is the mean over the batch, unless `reduction="sum"` is passed.
 Accidental hits are masked where the positive is not corrected (`correct="negatives"` or None) and
 kept where it is: see the table of limits in `docs/architecture.md`. Pass `masks=` to decide
 otherwise.
@@ -303,6 +304,7 @@ def _retrieval(
         "masks": masks,
         "similarity": "cosine",
         "temperature": 0.1,
+        "reduction": "mean",
     }
     return Retrieval(**{**defaults, **options})
 

@@ -178,7 +178,7 @@ def _step(
     sources = [tfn.InBatch()]
     if width > BATCH:
         sources.append(tfn.Uniform(items, width - BATCH))
-    task = tfn.Retrieval(negatives=sources, masks=masks, correct=None)
+    task = tfn.Retrieval(negatives=sources, masks=masks, correct=None, reduction="mean")
     tables = [tf.Variable(tf.random.normal([n, DIM]) * 0.1) for n in (num_users, len(items))]
     optimizer = tfn.SparseAdam()
     optimizer.build(tables)

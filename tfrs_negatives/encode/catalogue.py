@@ -59,7 +59,7 @@ def find_sorted(table: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
         ([1, 2, 0], [True, False, False])
     """
     place = tf.minimum(count_below(table, wanted), table.shape[0] - 1)
-    return place, tf.gather(table, place) == wanted
+    return place, tf.equal(tf.gather(table, place), wanted)
 
 
 class KeyTable:

@@ -50,7 +50,7 @@ class SortedLookup(tf.keras.layers.Layer):
         rows = self.table.rows(values, unknown=-1) + 1
         if self.mask_value is None:
             return rows
-        return tf.where(values == self.mask_value, tf.zeros_like(rows), rows + 1)
+        return tf.where(tf.equal(values, self.mask_value), tf.zeros_like(rows), rows + 1)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
@@ -80,7 +80,7 @@ class MayMiss(tf.keras.layers.Layer):
     def call(self, values: tf.Tensor) -> tf.Tensor:
         """Takes and returns values [B, ...]."""
         if values.dtype == tf.string and values.shape.rank == 1:
-            return tf.where(values == "", MISSING_TEXT, values)
+            return tf.where(tf.equal(values, ""), MISSING_TEXT, values)
         return tf.identity(values)
 
     def get_config(self) -> dict[str, Any]:

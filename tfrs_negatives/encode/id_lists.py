@@ -122,4 +122,4 @@ def keys_of_rows(
     if kind is not None:
         check_same_kind(argument, id_kind(ids), kind, other_name="the catalogue")
     keys, padding = to_keys(ids), to_keys(tf.constant("" if ids.dtype == tf.string else -1))
-    return tf.where(keys == padding, tf.constant(EMPTY_ID, tf.int64), keys)
+    return tf.where(tf.equal(keys, padding), tf.constant(EMPTY_ID, tf.int64), keys)

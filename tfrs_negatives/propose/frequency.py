@@ -112,7 +112,7 @@ class StreamingFrequency(tf.keras.layers.Layer):
 
     def update(self, ids: tf.Tensor) -> None:
         """Counts one batch of ids [m] int64; `EMPTY_ID` is ignored. Call it in training only."""
-        known = tf.cast(ids != EMPTY_ID, tf.float32)
+        known = tf.cast(tf.not_equal(ids, EMPTY_ID), tf.float32)
         slots, batch = self._slots(ids), tf.reduce_sum(known)
         self.step.assign_add(1)
         if self.method == "interval":
@@ -128,7 +128,7 @@ class StreamingFrequency(tf.keras.layers.Layer):
     def _update_gaps(self, slots: tf.Tensor) -> None:
         old, last = tf.gather(self.table, slots), tf.gather(self.last_step, slots)
         gap = tf.cast(self.step - last, tf.float32)
-        new = tf.where(last == NEVER, old, (1.0 - self.rate) * old + self.rate * gap)
+        new = tf.where(tf.equal(last, NEVER), old, (1.0 - self.rate) * old + self.rate * gap)
         # Duplicates computed the same number from the same old values: the order does not matter.
         self._write(slots, new)
 
@@ -139,7 +139,7 @@ class StreamingFrequency(tf.keras.layers.Layer):
 
     def _write(self, slots: tf.Tensor, values: tf.Tensor) -> None:
         # The slot of empty ids stays as if never met, else it would be learned like an item.
-        empty = slots == self.num_hashes * self.num_buckets
+        empty = tf.equal(slots, self.num_hashes * self.num_buckets)
         now = tf.where(empty, tf.constant(NEVER, tf.int64), self.step)
         self.table.scatter_update(tf.IndexedSlices(values, slots))
         self.last_step.scatter_update(tf.IndexedSlices(now, slots))
@@ -168,7 +168,7 @@ class StreamingFrequency(tf.keras.layers.Layer):
         bucket = tf.math.floormod(_mix(ids[None, :] + salts), self.num_buckets)
         slot = bucket + np.arange(self.num_hashes)[:, None] * self.num_buckets
         empty = tf.constant(self.num_hashes * self.num_buckets, tf.int64)
-        return tf.where(ids == EMPTY_ID, empty, slot)
+        return tf.where(tf.equal(ids, EMPTY_ID), empty, slot)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

@@ -81,7 +81,7 @@ class MemoryBank(tf.keras.layers.Layer):
 
     def read(self) -> BankContents:
         """Returns all M slots as they are before the next batch is pushed."""
-        filled = self.steps != NEVER
+        filled = tf.not_equal(self.steps, NEVER)
         ages = self.step + 1 - self.steps
         embeddings = tf.bitcast(self.embeddings, self.storage)
         return BankContents(

@@ -128,7 +128,7 @@ def _holds_another(pool: CandidatePool, ids: tf.Tensor) -> tf.Tensor:
     # The empty id equals nothing, itself included: a row that has it asks for what no column holds.
     # So one pass over [B, C] is enough, and such passes are what a mask costs.
     nowhere = tf.reduce_max(pool.ids) + 1
-    return pool.ids != tf.where(ids == EMPTY_ID, nowhere, ids)[:, None]
+    return tf.not_equal(pool.ids, tf.where(tf.equal(ids, EMPTY_ID), nowhere, ids)[:, None])
 
 
 def apply_masks(
@@ -155,7 +155,7 @@ def apply_masks(
         InputError: if `score_mask` is not boolean.
     """
     rows = tf.range(tf.shape(scores.positive)[0])
-    keep = pool.filled & (pool.own_rows != rows[:, None])
+    keep = pool.filled & tf.not_equal(pool.own_rows, rows[:, None])
     known = None
     for mask in masks:
         kept = mask.keep(scores, pool, context)
@@ -180,7 +180,8 @@ def _other_items_once(pool: CandidatePool, positive_ids: tf.Tensor) -> tf.Tensor
     ids = tf.where(pool.filled, pool.ids, EMPTY_ID)
     order = tf.argsort(ids, stable=True)
     in_order = tf.gather(ids, order)
-    is_new = in_order[1:] != in_order[:-1]
+    is_new = tf.not_equal(in_order[1:], in_order[:-1])
     starts = tf.concat([tf.ones_like(in_order[:1], tf.bool), is_new], axis=0)
     first = tf.gather(starts, tf.argsort(order))
-    return first & (ids != EMPTY_ID) & (ids != positive_ids[:, None])
+    another = tf.not_equal(ids, EMPTY_ID) & tf.not_equal(ids, positive_ids[:, None])
+    return first & another

@@ -348,7 +348,8 @@ def one_hot_labels(logits: Logits, *, own_rows: tf.Tensor | None) -> tuple[tf.Te
     """
     negatives = tf.where(logits.keep, logits.negatives, MASKED_LOGIT)
     if own_rows is not None:
-        own = own_rows[None, :] == tf.range(tf.shape(logits.positive)[0])[:, None]
+        rows = tf.range(tf.shape(logits.positive)[0])
+        own = tf.equal(own_rows[None, :], rows[:, None])
         return tf.cast(own, tf.float32), tf.where(own, logits.positive[:, None], negatives)
     scores = tf.concat([logits.positive[:, None], negatives], axis=1)
     labels = tf.one_hot(tf.zeros_like(logits.positive, tf.int32), tf.shape(scores)[1])

@@ -124,7 +124,8 @@ class Scorer(NamedTuple):
             masks = [mask.keep(scores, block, context) for mask in self.masks]
             others = tf.ones_like(logits, tf.bool)
             if self.filters:  # A miner is not to see the row's own positive among the negatives.
-                others = block.own_rows != tf.range(tf.shape(logits)[0])[:, None]
+                rows = tf.range(tf.shape(logits)[0])[:, None]
+                others = tf.not_equal(block.own_rows, rows)
             kept = functools.reduce(tf.logical_and, masks, others)
             of_block = Logits(own, logits, kept, positive_score=own_score, scores=before)
             return self.filter(of_block, context).keep

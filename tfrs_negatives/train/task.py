@@ -49,7 +49,6 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
     """A retrieval task in the place of `tfrs.tasks.Retrieval`, with negatives from anywhere.
 
     The positional arguments are those of `tfrs.tasks.Retrieval` 0.7.7; what is new is keyword-only.
-    Alone, it does what TFRS does, with the mean instead of the sum over the batch.
 
     Args:
         loss: `Logits -> [B]`, such as `SampledSoftmax()` (default), or a `tf.keras.losses.Loss` on
@@ -75,20 +74,20 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             logit (no miner that compares columns, no batch metric, no `score_mask`, one vector per
             query, a softmax loss) is computed in blocks of columns; beyond the budget each block
             twice, with the same result. Such a loss has no second derivative.
-        reduction: "mean" over the batch, or "sum", which gives the numbers of TFRS.
+        reduction: "sum" over the batch, as in TFRS, or "mean", whose gradient does not grow with it.
         seed: of every draw; two runs with one seed agree.
 
     Raises:
         InputError: if an argument is out of its range or two of them cannot work together.
 
     Example:
-        >>> mean, total = Retrieval(), Retrieval(reduction="sum")
+        >>> total, mean = Retrieval(), Retrieval(reduction="mean")
         >>> float(total(tf.eye(4), tf.eye(4)) / mean(tf.eye(4), tf.eye(4)))
         4.0
 
-    Relations: `Retrieval(reduction="sum")` equals `tfrs.tasks.Retrieval()` in loss, gradient and
-        batch metrics, except that a probability below 1e-6 is not raised to it, and that
-        `score_mask` never hides a row's own positive.
+    Relations: `Retrieval()` equals `tfrs.tasks.Retrieval()` in loss, gradient and batch metrics,
+        except that a probability below 1e-6 is not raised to it, and that `score_mask` never hides
+        a row's own positive.
     """
 
     def __init__(
@@ -112,7 +111,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         learn_temperature: bool = False,
         item_bias: ItemBias | None = None,
         logits_budget: int = 2**27,
-        reduction: Reduction = "mean",
+        reduction: Reduction = "sum",
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -148,18 +147,15 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
     def _check_arguments(self) -> None:
         if not self.negatives:
             raise bad_input("negatives", "at least one source", [])
-        if self.correct not in (*get_args(CorrectionPolicy), None):
-            raise bad_input(
-                "correct", f"one of {list(get_args(CorrectionPolicy))} or None", self.correct
-            )
+        policies, reductions = list(get_args(CorrectionPolicy)), list(get_args(Reduction))
+        if self.correct not in (*policies, None):
+            raise bad_input("correct", f"one of {policies} or None", self.correct)
         if not 0 <= self.strength <= 1:
             raise bad_input("strength", "a number in [0, 1]", self.strength)
         if self.logits_budget < 4:
             raise bad_input("logits_budget", "bytes of at least one logit", self.logits_budget)
-        if self.reduction not in get_args(Reduction):
-            raise bad_input(
-                "reduction", f"one of {list(get_args(Reduction))}", repr(self.reduction)
-            )
+        if self.reduction not in reductions:
+            raise bad_input("reduction", f"one of {reductions}", repr(self.reduction))
         lost = [s.name for s in self.negatives if s.needs_frequency]
         if len(self.negatives) > 1 and lost and self.frequency is None and self.correct is not None:
             raise bad_input("frequency", f"an estimator, for {lost} beside other sources", None)
@@ -181,6 +177,13 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             if isinstance(source, tf.keras.layers.Layer):
                 source.build(input_shape)
         super().build(input_shape)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tf.Tensor:
+        """Runs `call`, with all its updates also in a graph of TensorFlow 1."""
+        call = super().__call__
+        # Outside of a function a graph runs only what the loss is computed from.
+        by_itself = tf.executing_eagerly() or tf.inside_function()
+        return (call if by_itself else tf.function(call))(*args, **kwargs)
 
     def call(
         self,
@@ -280,10 +283,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         return Scorer(self.affinity, self.masks, self.correct, self.strength, list(filters))
 
     def _check_call(
-        self,
-        score_mask: tf.Tensor | None,
-        candidate_ids: tf.Tensor | None,
-        training: bool | None,
+        self, score_mask: tf.Tensor | None, candidate_ids: tf.Tensor | None, training: bool | None
     ) -> None:
         names = [source.name for source in self.negatives]
         if score_mask is not None and names[0] != InBatch.name:
@@ -361,9 +361,9 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         if sample_weight is not None:
             rows *= tf.cast(tf.reshape(sample_weight, [-1]), rows.dtype)
         total = tf.reduce_sum(rows)
-        return (
-            total / tf.cast(context.num_queries, total.dtype) if self.reduction == "mean" else total
-        )
+        if self.reduction == "sum":
+            return total
+        return total / tf.cast(context.num_queries, total.dtype)
 
     def _labels_and_scores(
         self, logits: Logits, pools: Sequence[CandidatePool]

@@ -34,7 +34,8 @@ class TwoTower(tfrs.Model):
         query_tower: a dict of query features [B, ...] -> [B, D].
         item_tower: a dict of item features [m, ...], as the catalogue holds them -> [m, D].
         items: the corpus.
-        task: the composition of negatives; None is in-batch with logQ, cosine, temperature 0.05.
+        task: the composition of negatives; None is in-batch with logQ, cosine, temperature 0.05,
+            and the mean over the batch.
         item_key: the batch column with the positive's id; None is the catalogue's name for it.
         encode_chunk: how many rows may be in a tower at once in training, for towers whose
             activations of a whole batch do not fit; a second pass over the towers gives the same
@@ -80,6 +81,7 @@ class TwoTower(tfrs.Model):
             temperature=0.05,
             similarity="cosine",
             frequency=StreamingFrequency(),
+            reduction="mean",
         )
         self.item_key = item_key or items.item_key
         width = getattr(item_tower, "output_shape", (None,))[-1]

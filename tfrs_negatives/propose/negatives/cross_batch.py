@@ -165,7 +165,7 @@ class CrossBatch(tf.keras.layers.Layer):
         if self.probe_every:
             passed = tf.ones_like(passed)
         # The first step is measured at once, so that the second measurement can compare.
-        due = (self.bank.step == 1) | (self.since_probe + passed >= interval)
+        due = tf.equal(self.bank.step, 1) | (self.since_probe + passed >= interval)
         self.since_probe.assign(tf.where(due, tf.zeros_like(passed), self.since_probe + passed))
 
         def measure() -> int:

@@ -48,7 +48,7 @@ class Explicit(tf.keras.layers.Layer):
         keys, label = self._keys(context)
         rows = self.items.rows_of_keys(keys)
         known = tf.debugging.assert_equal(
-            (keys == EMPTY_ID) | (rows >= 0),
+            tf.equal(keys, EMPTY_ID) | (rows >= 0),
             True,
             f"`{label}`: expected only items of the catalogue.",
         )
