@@ -49,6 +49,8 @@ class InputError(ValueError):
 
     # Keras wraps an error inside a layer in a page of call arguments, unless it bears this mark.
     _keras_call_info_injected = True
+    # TensorFlow turns an error inside a graph into one of another type, unless it bears this one.
+    ag_pass_through = True
 
 
 def bad_input(argument: str, expected: str, received: object) -> InputError:
@@ -310,8 +312,11 @@ class RetrievalModel(Protocol):
         """The similarity the model was trained with."""
 
     @property
-    def query_signature(self) -> Mapping[str, tf.TensorSpec]:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the query tower reads."""
+    def query_signature(self) -> Mapping[str, tf.TypeSpec]:
+        """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the query tower reads.
+
+        Of a ragged feature it is a `tf.RaggedTensorSpec`.
+        """
 
     def query_vectors(self, features: Features) -> tf.Tensor:
         """Returns [B, D] float32 from a dict of query features, each [B, ...]."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfrs_negatives.encode.towers import columns_read
 from tfrs_negatives.files import drafted_file
 from tfrs_negatives.types import Features, RetrievalModel, bad_input
 
@@ -65,10 +66,7 @@ def item_signature(model: RetrievalModel) -> dict[str, tf.TensorSpec]:
         name: tf.TensorSpec([None, *column.shape[1:]], tf.as_dtype(_plain(column)), name=name)
         for name, column in model.items.features.items()
     }
-    traced = tf.function(model.item_vectors).get_concrete_function(specs)
-    # A graph takes the entries of a dict in the order of their names.
-    inputs = zip(sorted(specs), traced.inputs[: len(specs)], strict=True)
-    return {name: specs[name] for name, tensor in inputs if tensor.consumers()}
+    return {name: specs[name] for name in columns_read(model.item_vectors, specs)}
 
 
 def _plain(column: np.ndarray) -> Any:
