@@ -41,6 +41,9 @@ FEATURE_NAME = "[A-Za-z][A-Za-z0-9_]*"
 
 ValueKind = Literal["bool", "integer", "number", "text", "time"]
 
+WEIGHTS = "sample_weight"
+"""The column of a batch that weighs its rows."""
+
 EMPTY_ID = -(2**63)
 """The id of a slot that holds no item (smallest int64). It equals nothing, itself included."""
 
@@ -53,7 +56,7 @@ class InputError(ValueError):
 
     # Keras wraps an error inside a layer in a page of call arguments, unless it bears this mark.
     _keras_call_info_injected = True
-    # And TensorFlow makes it a `StagingError` where it is raised inside a `tf.function`.
+    # TensorFlow turns an error inside a graph into one of another type, unless it bears this one.
     ag_pass_through = True
 
 
@@ -337,8 +340,11 @@ class RetrievalModel(Protocol):
         """The similarity the model was trained with."""
 
     @property
-    def query_signature(self) -> Mapping[str, tf.TensorSpec]:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the query tower reads."""
+    def query_signature(self) -> Mapping[str, tf.TypeSpec]:
+        """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the query tower reads.
+
+        Of a ragged feature it is a `tf.RaggedTensorSpec`.
+        """
 
     def query_vectors(self, features: Features) -> tf.Tensor:
         """Returns [B, D] float32 from a dict of query features, each [B, ...]."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import tensorflow as tf
 
 
-class FeatureSignature(dict[str, tf.TensorSpec]):
-    """Name -> `tf.TensorSpec` ([None, ...]) of every feature that a tower reads.
+class FeatureSignature(dict[str, tf.TypeSpec]):
+    """Name -> `tf.TypeSpec` ([None, ...]) of every feature that a tower reads.
 
     Args:
         specs: name -> spec.
@@ -20,11 +20,11 @@ class FeatureSignature(dict[str, tf.TensorSpec]):
         (['age'], ['age'])
     """
 
-    def __init__(self, specs: Mapping[str, tf.TensorSpec], *, may_miss: Iterable[str] = ()) -> None:
+    def __init__(self, specs: Mapping[str, tf.TypeSpec], *, may_miss: Iterable[str] = ()) -> None:
         super().__init__(specs)
         self.may_miss = frozenset(may_miss)
 
 
-def may_miss(signature: Mapping[str, tf.TensorSpec]) -> frozenset[str]:
+def may_miss(signature: Mapping[str, tf.TypeSpec]) -> frozenset[str]:
     """Returns the features of a signature that may be missing; none where it does not say so."""
     return signature.may_miss if isinstance(signature, FeatureSignature) else frozenset()

@@ -16,10 +16,7 @@ from tfrs_negatives.core.roles import as_feature, as_numbers, as_times
 from tfrs_negatives.core.schema import Column, ColumnSpec, Schema
 from tfrs_negatives.datasets import frames, table_files
 from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.types import bad_input
-
-WEIGHT_KEY = "sample_weight"
-"""The column of a batch that weighs its rows."""
+from tfrs_negatives.types import WEIGHTS, bad_input
 
 
 @dataclass(frozen=True)
@@ -90,8 +87,8 @@ class Interactions:
     def _check_names(self, schema: Schema) -> None:
         if self.query_key is not None and self.query_key not in self.query_features:
             raise bad_input("query_key", f"one of {sorted(self.query_features)}", self.query_key)
-        if WEIGHT_KEY in self.query_features:
-            expected = f"no feature named {WEIGHT_KEY!r}, which weighs the rows of a batch"
+        if WEIGHTS in self.query_features:
+            expected = f"no feature named {WEIGHTS!r}, which weighs the rows of a batch"
             raise bad_input("query_features", expected, sorted(self.query_features))
         schema.check_against(self.query_features, where="the query features")
 
@@ -352,7 +349,7 @@ class Interactions:
             raise bad_input("item_key", expected, f"{item_key!r}: rename one of the two")
         columns = {**self.query_features, item_key: self.item_ids}
         if self.weights is not None:
-            columns[WEIGHT_KEY] = self.weights
+            columns[WEIGHTS] = self.weights
         tensors = {name: tf.constant(column) for name, column in columns.items()}
         # Shuffling row numbers and gathering a batch at once is far cheaper than shuffling rows.
         gathered = batches.map(

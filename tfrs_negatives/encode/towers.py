@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -54,3 +55,36 @@ def build_tower(
         vector = tf.keras.layers.Dense(output_dim)(vector)
     columns = {spec.name: column for spec, (column, _) in zip(features, encoded, strict=True)}
     return tf.keras.Model(columns, vector, name=name)
+
+
+def columns_read(function: Callable[..., Any], specs: Mapping[str, Any]) -> list[str]:
+    """Finds out which columns a function of a dict of columns reads, from its graph.
+
+    Args:
+        function: name -> [m, ...] to a tensor.
+        specs: name -> `tf.TypeSpec` of every column there is.
+
+    Returns:
+        The names of the columns that its result depends on.
+
+    Example:
+        >>> specs = {name: tf.TensorSpec([None], tf.float64) for name in ("city", "age")}
+        >>> columns_read(lambda columns: columns["age"] + 1, specs)
+        ['age']
+    """
+    traced = tf.function(function, autograph=False).get_concrete_function(dict(specs))
+    needed, found = list(traced.outputs), set()
+    while needed:
+        operation = needed.pop().op
+        if operation not in found:
+            found.add(operation)
+            needed += operation.inputs
+    # A graph takes the entries of a dict in the order of their names, composites in parts.
+    tensors = iter(traced.inputs)
+    parts = {n: [next(tensors) for _ in _parts_of(specs[n])] for n in sorted(specs)}
+    return [name for name in specs if any(tensor.op in found for tensor in parts[name])]
+
+
+def _parts_of(spec: Any) -> list[Any]:
+    parts: list[Any] = tf.nest.flatten(spec, expand_composites=True)
+    return parts

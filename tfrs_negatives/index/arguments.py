@@ -13,7 +13,7 @@ from tfrs_negatives.core.columns import MISSING_INTEGER
 from tfrs_negatives.core.signature import may_miss
 from tfrs_negatives.types import EMPTY_ID, Features, bad_input
 
-FeatureSpecs = Mapping[str, tf.TensorSpec]
+FeatureSpecs = Mapping[str, tf.TypeSpec]
 
 
 def check_features(
@@ -24,7 +24,8 @@ def check_features(
     Args:
         features: name -> [B, ...] lists, arrays or tensors: exactly the names of the signature. A
             feature that may miss values may hold None, or NaN.
-        signature: name -> `tf.TensorSpec` ([None, ...]), such as a `FeatureSignature`.
+        signature: name -> `tf.TensorSpec` ([None, ...]), or `tf.RaggedTensorSpec` for a list of
+            another length in each row; such as a `FeatureSignature`.
         argument: what the caller calls the features.
 
     Returns:
@@ -51,14 +52,14 @@ def check_features(
         received = f"{sorted(features)} (missing {missing}, unknown {unknown})"
         raise bad_input(argument, f"the features {sorted(signature)}", received)
     can_miss = may_miss(signature)
-    arrays = {
-        name: _as_array(f"{argument}[{name!r}]", features[name], spec, can_miss=name in can_miss)
+    tensors = {
+        name: _as_tensor(f"{argument}[{name!r}]", features[name], spec, can_miss=name in can_miss)
         for name, spec in signature.items()
     }
-    sizes = {name: len(array) for name, array in arrays.items()}
+    sizes = {name: tensor.shape[0] for name, tensor in tensors.items()}
     if len(set(sizes.values())) > 1:
         raise bad_input(argument, "the same number of rows in each", sizes)
-    return {n: tf.constant(array, signature[n].dtype) for n, array in arrays.items()}
+    return tensors
 
 
 def check_vectors(vectors: Any, width: int) -> np.ndarray:
@@ -256,6 +257,30 @@ def check_ks(ks: Any, num_items: int) -> tuple[int, ...]:
 def is_positive_integer(value: Any) -> bool:
     """Returns whether a value is an integer above 0 (True is not a number here)."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value > 0)
+
+
+def _as_tensor(label: str, values: Any, spec: tf.TypeSpec, *, can_miss: bool) -> tf.Tensor:
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return _as_ragged(label, values, spec)
+    return tf.constant(_as_array(label, values, spec, can_miss=can_miss), spec.dtype)
+
+
+def _as_ragged(label: str, values: Any, spec: tf.RaggedTensorSpec) -> tf.RaggedTensor:
+    wanted = f"lists of {spec.dtype.name} of shape {spec.shape}"
+    splits = {"row_splits_dtype": spec.row_splits_dtype}
+    if not isinstance(values, tf.RaggedTensor):
+        lists = values.numpy() if tf.is_tensor(values) else values
+        lists = lists.tolist() if isinstance(lists, np.ndarray) else lists
+        try:
+            values = tf.ragged.constant(lists, spec.dtype, ragged_rank=spec.ragged_rank, **splits)
+        except (TypeError, ValueError) as error:
+            raise bad_input(label, wanted, f"others ({error})") from error
+    same = values.dtype == spec.dtype and values.ragged_rank == spec.ragged_rank
+    if not same or not spec.shape.is_compatible_with([None, *values.shape[1:]]):
+        raise bad_input(label, wanted, f"{values.dtype.name} of shape {values.shape}")
+    if spec.dtype.is_floating and not np.isfinite(values.flat_values).all():
+        raise bad_input(label, "finite numbers", "others")
+    return values.with_row_splits_dtype(spec.row_splits_dtype)
 
 
 def _as_array(label: str, values: Any, spec: tf.TensorSpec, *, can_miss: bool) -> np.ndarray:

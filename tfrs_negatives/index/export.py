@@ -77,7 +77,7 @@ def export_index(
 
     Raises:
         InputError: if `ks` is wrong, the path cannot be written, something is there already, or a
-            query feature has a name that a SavedModel cannot carry.
+            query feature is ragged or has a name that a SavedModel cannot carry.
         ExportError: if the other process fails or answers differently.
     """
     # A link stays a link: what it points to is replaced.
@@ -251,6 +251,10 @@ def _check_names(index: Index) -> None:
         for name in signature:
             if not re.fullmatch(FEATURE_NAME, name):
                 raise bad_input(argument, "feature names of letters, digits and _", repr(name))
+    uneven = [n for n, spec in index.query_signature.items() if type(spec) is not tf.TensorSpec]
+    if uneven:
+        rule = "dense features, because an export has no ragged inputs: give the tower padded lists"
+        raise bad_input("query_signature", rule, f"ragged or sparse {uneven}")
     taken = sorted(set(FILTERS) & index.query_signature.keys())
     if taken:
         raise bad_input("query_signature", f"no feature named as a filter, {FILTERS}", taken)

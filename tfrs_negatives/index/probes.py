@@ -78,7 +78,7 @@ def _blank(spec: tf.TensorSpec) -> np.ndarray:
 def _given_queries(
     model: RetrievalModel, queries: Features, count: int, generator: np.random.Generator
 ) -> Probes:
-    available = len(next(iter(queries.values())))
+    available = next(iter(queries.values())).shape[0]
     if not available:
         raise bad_input("probe_queries", "at least one query", "none")
     rows = np.sort(generator.choice(available, min(count, available), replace=False))

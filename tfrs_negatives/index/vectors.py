@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfrs_negatives.core.schema import Schema
 from tfrs_negatives.core.signature import FeatureSignature
+from tfrs_negatives.encode.towers import columns_read
 from tfrs_negatives.files import drafted_file
 from tfrs_negatives.types import Features, RetrievalModel, bad_input
 
@@ -67,10 +68,7 @@ def item_signature(model: RetrievalModel) -> FeatureSignature:
         name: tf.TensorSpec([None, *column.shape[1:]], tf.as_dtype(_plain(column)), name=name)
         for name, column in model.items.features.items()
     }
-    traced = tf.function(model.item_vectors).get_concrete_function(specs)
-    # A graph takes the entries of a dict in the order of their names.
-    inputs = zip(sorted(specs), traced.inputs[: len(specs)], strict=True)
-    read = {name: specs[name] for name, tensor in inputs if tensor.consumers()}
+    read = {name: specs[name] for name in columns_read(model.item_vectors, specs)}
     return FeatureSignature(read, may_miss=Schema(model.items.columns).may_miss)
 
 

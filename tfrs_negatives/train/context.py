@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
@@ -73,25 +73,25 @@ def build_context(
     )
 
 
-def catalogues_of(**parts: Any) -> dict[str, ItemCatalogue]:
-    """Returns the items that parts of a composition know.
+class Composition(Protocol):
+    """The parts of a task that may know items."""
 
-    Args:
-        **parts: name -> a part, a list of them, or None.
+    frequency: Any
+    affinity: Any
+    negatives: Any
+    masks: Any
+
+
+def catalogues_of(task: Composition) -> dict[str, ItemCatalogue]:
+    """Returns the items that the parts of a task know.
 
     Returns:
-        "name" or "name[i]" -> the catalogue of the part.
-
-    Example:
-        >>> from tfrs_negatives.propose.negatives import InBatch, Uniform
-        >>> list(catalogues_of(negatives=[InBatch(), Uniform(ItemCatalogue([7, 8]), 2)]))
-        ['negatives[1]']
+        "name" or "name[i]" of a part -> its catalogue.
     """
-    named: dict[str, Any] = {}
-    for name, part in parts.items():
-        several = isinstance(part, (list, tuple))
-        named |= {f"{name}[{i}]": p for i, p in enumerate(part)} if several else {name: part}
-    items = {n: getattr(getattr(p, "unweighted", p), "items", None) for n, p in named.items()}
+    parts = {"frequency": task.frequency, "item_bias": task.affinity.item_bias}
+    for name, several in {"negatives": task.negatives, "masks": task.masks}.items():
+        parts |= {f"{name}[{i}]": part for i, part in enumerate(several)}
+    items = {n: getattr(getattr(p, "unweighted", p), "items", None) for n, p in parts.items()}
     return {name: known for name, known in items.items() if isinstance(known, ItemCatalogue)}
 
 

@@ -72,6 +72,17 @@ class StepReport(tf.keras.layers.Layer):
             self.empty_rows.total.assign_add(tf.reduce_sum(empty))
             self.empty_rows.count.assign_add(tf.reduce_sum(tf.ones_like(empty)))
 
+    def lacks_negatives(self, num_own: int) -> bool:
+        """Returns whether not one row had a negative.
+
+        Args:
+            num_own: how many columns of a row are its own positive.
+        """
+        means = (self.masked_share, self.empty_rows)
+        lost = [mean for mean in means if mean is not None and mean.count.numpy() > 0]
+        none_left = any(mean.total.numpy() >= mean.count.numpy() for mean in lost)
+        return none_left or sum(self.columns.numpy()) <= num_own
+
     def _by_source(self, filled: tf.Tensor, pool: CandidatePool) -> tf.Tensor:
         return tf.math.unsorted_segment_sum(filled, pool.origin, self.num_sources)
 

@@ -13,7 +13,6 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from tfrs_negatives.encode.across_replicas import all_rows
-from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.propose.negatives import InBatch
 from tfrs_negatives.propose.pool import build_pools
 from tfrs_negatives.score.affinity import Affinity, ItemBias
@@ -74,7 +73,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             logit (no miner that compares columns, no batch metric, no `score_mask`, one vector per
             query, a softmax loss) is computed in blocks of columns; beyond the budget each block
             twice, with the same result. Such a loss has no second derivative.
-        reduction: "sum" over the batch, as in TFRS, or "mean", whose gradient does not grow with it.
+        reduction: "sum" over the batch, as in TFRS, or "mean".
         seed: of every draw; two runs with one seed agree.
 
     Raises:
@@ -294,17 +293,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         if candidate_ids is None and (self.masks or self.frequency is not None):
             raise bad_input("candidate_ids", "ids, because masks or a frequency need them", None)
         if candidate_ids is not None:
-            check_id_kinds(self.catalogues, candidate_ids)
-
-    @property
-    def catalogues(self) -> dict[str, ItemCatalogue]:
-        """Name of a part -> the items that it knows."""
-        return catalogues_of(
-            frequency=self.frequency,
-            item_bias=self.affinity.item_bias,
-            negatives=self.negatives,
-            masks=self.masks,
-        )
+            check_id_kinds(catalogues_of(self), candidate_ids)
 
     @property
     def _knows_counts(self) -> bool:
@@ -386,7 +375,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         }
         return {
             **super().get_config(),
-            **{name: _serialize(part) for name, part in parts.items()},
+            **{n: tf.keras.utils.serialize_keras_object(part) for n, part in parts.items()},
             "temperature": self.affinity.initial_temperature,
             "learn_temperature": self.affinity.learn_temperature,
             "similarity": self.affinity.similarity,
@@ -405,9 +394,3 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
 
 def _no_frequency(_ids: tf.Tensor) -> tf.Tensor:
     raise bad_input("frequency", "an estimator, because a source needs it", None)
-
-
-def _serialize(part: Any) -> Any:
-    if isinstance(part, (list, tuple)):
-        return [tf.keras.utils.serialize_keras_object(p) for p in part]
-    return tf.keras.utils.serialize_keras_object(part)
