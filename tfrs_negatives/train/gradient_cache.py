@@ -195,9 +195,11 @@ def _finish(total: Any, first: Any) -> Any:
 
 
 def _array(first: tf.Tensor, count: Any) -> tf.TensorArray:
-    return tf.TensorArray(first.dtype, count, element_shape=first.shape, infer_shape=False).write(
-        0, first
-    )
+    # Chunks of ragged columns have different numbers of values, which an eager call sees. In
+    # a graph these are unknown, and all that is known must stay so for XLA.
+    shape = [None, *first.shape[1:]] if tf.executing_eagerly() else first.shape
+    array = tf.TensorArray(first.dtype, count, element_shape=shape, infer_shape=False)
+    return array.write(0, first)
 
 
 def check_repeatable(tower: tf.keras.Model) -> None:

@@ -151,9 +151,12 @@ def width_of(tower: Any, items: ItemCatalogue) -> int | None:
 
 def _takes_a_tensor(tower: Any) -> bool:
     """Whether a model's first layer is one of Keras that knows no dict and has no named input."""
-    if not isinstance(tower, tf.keras.Sequential) or tower.inputs or not tower.layers:
+    if not isinstance(tower, tf.keras.Sequential) or not tower.layers:
         return False
     first = tower.layers[0]
+    # Some layers bring an input along, which Keras names after them.
+    if input_names(tower) not in ([], [f"{first.name}_input"]):
+        return False
     of_keras = type(first).__module__.partition(".")[0] in ("keras", "tf_keras")
     takes_anything = (tf.keras.layers.Lambda, tf.keras.Model, tf.keras.layers.DenseFeatures)
     return of_keras and not isinstance(first, takes_anything)
