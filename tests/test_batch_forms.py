@@ -37,7 +37,11 @@ WEIGHTS = (np.random.default_rng(5).uniform(0, 2, ROWS) ** 3).astype(np.float32)
 
 def still(**options):
     """A model that does not move, so that the loss of an epoch can be computed beside it."""
-    return make_model(Retrieval(temperature=0.5, reduction="mean"), optimizer=tf.keras.optimizers.SGD(0.0), **options)
+    return make_model(
+        Retrieval(temperature=0.5, reduction="mean"),
+        optimizer=tf.keras.optimizers.SGD(0.0),
+        **options,
+    )
 
 
 def weighted_loss(model, weights, size=8):
