@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfrs_negatives.config import RunConfig, parse_yaml
 from tfrs_negatives.encode.catalogue import ItemCatalogue
 from tfrs_negatives.train.task import Retrieval
 
@@ -49,3 +50,18 @@ def test_the_source_of_the_guide_trains_and_is_rebuilt():
         )
         # The positive has score 1; the two newest, other unit vectors, have 0.
         assert float(loss) == pytest.approx(np.log(np.e + 2) - 1, rel=1e-6)
+
+
+def test_the_log_of_the_data_page_is_read_as_it_says(capsys):
+    page = (ROOT / "docs" / "data.md").read_text()
+    code = re.search(r"```python\n(.*?)```", page, re.S).group(1)
+    exec(compile(code, "data.md", "exec"), {})  # noqa: S102
+    assert f"It prints `{capsys.readouterr().out.strip()}`" in page
+
+
+def test_the_configuration_of_the_data_page_is_one():
+    page = (ROOT / "docs" / "data.md").read_text()
+    tree = parse_yaml(re.search(r"```yaml\n(.*?)```", page, re.S).group(1))
+    config = RunConfig.model_validate(tree)
+    assert config.data.columns["age"].missing == "own"
+    assert config.data.items.columns["name"].role == "title"
