@@ -57,7 +57,7 @@ def _as_column(spec: Any) -> Any:
     known = [part.name for part in fields(Column)]
     for name in spec:
         if name not in known:
-            raise bad_input(name, _nearest_of(name, known), spec[name])
+            raise bad_input(str(name), _nearest_of(name, known), spec[name])
     if "role" not in spec:
         raise bad_input("role", "a role, such as query", "none")
     return Column(**spec)
@@ -360,7 +360,7 @@ def _nearest(path: list[str]) -> str:
 
 
 def _nearest_of(name: str, known: list[str], *, prefix: Sequence[str] = ()) -> str:
-    names = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    names = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     if names:
         return f"a known key, perhaps `{'.'.join([*prefix, names[0]])}`"
     return f"one of {sorted(known)}"

@@ -58,10 +58,10 @@ def infer_towers(config: RunConfig, data: RetrievalData) -> Features:
     """
     counts = data.train.item_counts(data.items)
     seen = {name: column[counts > 0] for name, column in data.items.features.items()}
-    dropout = {data.items.item_key: config.model.id_dropout}
-    if data.train.query_key is not None:
-        dropout[data.train.query_key] = config.model.id_dropout
+    share, key = config.model.id_dropout, data.train.query_key
+    dropout = {} if key is None else {key: share}
     queries = infer_features(data.train, config.model.query_features, id_dropout=dropout)
+    dropout = {data.items.item_key: share}
     items = infer_features(
         seen, config.model.item_features, declared=data.items.columns, id_dropout=dropout
     )

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tfrs_negatives.core._checks import check_width, int64_of
 from tfrs_negatives.types import ColumnType, Values, bad_input
 
 
@@ -28,7 +29,23 @@ def read_container(column: Any, name: str) -> Values:
     Raises:
         InputError: for what no column can be.
     """
-    return _of_arrow(_to_arrow(column, name), name)
+    if getattr(column, "ndim", 1) == 2 and getattr(column, "dtype", None) is not None:
+        return _of_table(np.asarray(column), name)
+    try:
+        return _of_arrow(_to_arrow(column, name), name)
+    except (pa.ArrowException, NotImplementedError) as error:
+        reason = " ".join(str(error).split())
+        raise bad_input(name, "numbers, texts, times, or lists of them", reason) from None
+
+
+def _of_table(array: np.ndarray, name: str) -> Values:
+    """Reads rows of one length, [E, W], of objects or bytes; "" fills up rows of texts."""
+    flat = _of_arrow(_from_rows(array.ravel().tolist(), name), name)
+    missing = flat.missing & (flat.kind != "text")
+    if missing.any():
+        row = int(missing.argmax()) // max(array.shape[1], 1)
+        raise bad_input(name, "no missing value in a list", f"one in row {row}")
+    return Values(flat.kind, flat.array.reshape(array.shape), np.zeros(len(array), bool))
 
 
 # ------------------------------------------------------------------ containers -> Arrow
@@ -42,9 +59,6 @@ def _to_arrow(column: Any, name: str) -> pa.Array:
         return _one_chunk(column.to_arrow())
     if hasattr(column, "to_list") and hasattr(column, "row_splits"):  # tf.RaggedTensor
         return _from_rows(column.to_list(), name)
-    if callable(getattr(column, "numpy", None)):  # a tensor
-        column = column.numpy()
-        return _to_arrow(column, name) if column.dtype == object else _array(column, name)
     if isinstance(column, np.ndarray):
         return _array(column, name)
     if hasattr(column, "iloc"):  # pandas
@@ -53,7 +67,7 @@ def _to_arrow(column: Any, name: str) -> pa.Array:
 
 
 def _array(column: Any, name: str) -> pa.Array:
-    if column.ndim == 2 or column.dtype == np.dtype(object):
+    if column.dtype == np.dtype(object):
         return _from_rows(column.tolist(), name)
     try:
         return _one_chunk(pa.array(column, from_pandas=True))
@@ -63,7 +77,7 @@ def _array(column: Any, name: str) -> pa.Array:
 
 def _from_rows(rows: list[Any], name: str) -> pa.Array:
     """Reads Python values, whose kinds Arrow would mix up: it takes True for 1."""
-    rows = [row.tolist() if isinstance(row, np.ndarray) else row for row in rows]
+    rows = [_plain(row) for row in rows]
     _check_one_kind(rows, name)
     try:
         return pa.array(rows, from_pandas=True)
@@ -72,6 +86,12 @@ def _from_rows(rows: list[Any], name: str) -> pa.Array:
         if abs(largest) >= 2**63:
             raise bad_input(name, "integers that fit into int64", largest) from None
         raise bad_input(name, "values of one kind", " ".join(str(error).split())) from None
+
+
+def _plain(row: Any) -> Any:
+    if isinstance(row, np.ndarray) and row.dtype.kind in "mM":
+        return row.astype(f"{row.dtype.kind}8[us]").tolist()  # of "ns" it would be integers
+    return row.tolist() if isinstance(row, (np.ndarray, np.number)) else row
 
 
 def _flat(rows: list[Any]) -> Iterable[Any]:
@@ -85,7 +105,8 @@ _PYTHON_KINDS: tuple[tuple[tuple[type, ...], str], ...] = (
     ((float, np.floating, decimal.Decimal), "number"),
     ((str,), "text"),
     ((bytes,), "bytes"),
-    ((datetime.date, np.datetime64), "time"),
+    ((datetime.datetime, np.datetime64), "time"),
+    ((datetime.date,), "date"),
     ((list, tuple), "list"),
 )
 
@@ -97,6 +118,8 @@ def _check_one_kind(rows: list[Any], name: str) -> None:
             continue
         kind = next((k for types, k in _PYTHON_KINDS if isinstance(row, types)), None)
         first.setdefault(kind or type(row).__name__, position)
+        if isinstance(row, (set, frozenset)):
+            raise bad_input(name, "values in a fixed order", f"a set in row {position}")
     if first.keys() <= {"integer", "number"} or len(first) <= 1:
         lists = [row for row in rows if isinstance(row, (list, tuple))]
         if lists and not any(isinstance(v, (list, tuple)) for row in lists for v in row):
@@ -160,11 +183,13 @@ def _of_decimals(column: pa.Array, missing: np.ndarray, name: str) -> Values:
 
 
 def _of_texts(column: pa.Array, missing: np.ndarray, name: str) -> Values:
-    has_nul = pc.match_substring(column.cast(pa.large_string()), "\0").fill_null(False)
+    column = column.cast(pa.large_string()).fill_null("")
+    check_width(pc.utf8_length(column).to_numpy(zero_copy_only=False), name, bytes_each=4)
+    has_nul = pc.match_substring(column, "\0")
     if pc.any(has_nul).as_py():
         row = pc.index(has_nul, True).as_py()
         raise bad_input(name, "text without NUL characters", f"one in row {row}")
-    array = np.array(column.fill_null("").to_pylist(), dtype=np.str_)
+    array = np.array(column.to_pylist(), dtype=np.str_)
     return Values("text", array, missing | (array == ""))
 
 
@@ -184,8 +209,12 @@ def _is_utf8(value: bytes | None) -> bool:
     return True
 
 
-def _of_times(column: pa.Array, missing: np.ndarray, _name: str) -> Values:
-    micros = column.cast(pa.timestamp("us"), safe=False)
+def _of_times(column: pa.Array, missing: np.ndarray, name: str) -> Values:
+    finer = pa.types.is_timestamp(column.type) and column.type.unit == "ns"
+    try:
+        micros = column.cast(pa.timestamp("us"), safe=not finer)
+    except pa.ArrowInvalid as error:
+        raise bad_input(name, "times that microseconds can hold", error) from None
     return Values("time", micros.to_numpy(zero_copy_only=False).astype("datetime64[us]"), missing)
 
 
@@ -225,6 +254,7 @@ def _of_lists(column: pa.Array, name: str) -> Values:
     missing = column.is_null().to_numpy(zero_copy_only=False)
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
     is_int8 = pa.types.is_int8(column.type.value_type)
+    check_width(lengths, name, bytes_each=8)
     elements = _of_arrow(_one_chunk(pc.list_flatten(column)), name)
     if elements.kind == "time" or elements.array.ndim > 1:
         raise bad_input(name, "lists of numbers or texts", column.type)
@@ -233,7 +263,8 @@ def _of_lists(column: pa.Array, name: str) -> Values:
         raise bad_input(name, "no missing or empty value in a list", f"one in row {row}")
     width, full = int(lengths.max(initial=0)), lengths[~missing]
     even = bool((full == width).all())
-    array = elements.array.astype(np.int8) if is_int8 and even else elements.array
+    array = int64_of(elements.array, name)
+    array = array.astype(np.int8) if is_int8 and even else array
     dense = np.full((len(lengths), width), _padding(elements, name, missing, full), array.dtype)
     dense[np.arange(width) < lengths[:, None]] = array
     return Values(elements.kind, dense, missing)
@@ -250,8 +281,6 @@ def _padding(elements: Values, name: str, missing: np.ndarray, lengths: np.ndarr
             received = f"lengths {lengths.min()} to {lengths.max()}"
             raise bad_input(name, "lists of numbers with one length", received)
         return np.nan
-    if even and np.isin(array, (0, 1)).all():
-        return 0
     if (not even or missing.any()) and array.min(initial=0) < 0:
         expected = "no negative number in lists of unequal length, where -1 marks the end"
         raise bad_input(name, expected, array.min())
@@ -279,14 +308,22 @@ def parse_texts(values: Values, name: str, wanted: ColumnType) -> pa.Array:
     for kind in _ARROW_TYPES[wanted]:
         if (cast := _cast(texts, kind)) is not None:
             return cast
-    fits = [
-        any(_cast(texts[i : i + 1], k) for k in _ARROW_TYPES[wanted]) for i in range(len(texts))
-    ]
+    row = _first_unreadable(texts, wanted)
     received = "times with a zone and times without one"
-    if not all(fits):
-        row = fits.index(False)
+    if row is not None:
         received = f"{texts[row].as_py()!r} in row {row}"
     raise bad_input(name, f"texts that can be read as {wanted}", received)
+
+
+def _first_unreadable(texts: pa.Array, wanted: ColumnType) -> int | None:
+    """Returns the first row that is of no kind of the type, a thousand rows at a time."""
+    for start in range(0, len(texts), 1000):
+        part = texts[start : start + 1000]
+        if not _fits(part, wanted):
+            wrong = [row for row in range(len(part)) if not _fits(part[row : row + 1], wanted)]
+            if wrong:
+                return start + wrong[0]
+    return None
 
 
 def _fits(text: pa.Array, wanted: ColumnType) -> bool:
@@ -294,6 +331,11 @@ def _fits(text: pa.Array, wanted: ColumnType) -> bool:
 
 
 def _cast(texts: pa.Array, kind: pa.DataType) -> pa.Array | None:
+    # Arrow would read "0x10" as sixteen.
+    if pa.types.is_integer(kind):
+        decimal_only = pc.match_substring_regex(texts, "^-?[0-9]+$")
+        if pc.all(decimal_only, skip_nulls=True).as_py() is False:
+            return None
     try:
         return texts.cast(kind)
     except pa.ArrowInvalid:
@@ -303,6 +345,6 @@ def _cast(texts: pa.Array, kind: pa.DataType) -> pa.Array | None:
 _ARROW_TYPES: dict[ColumnType, tuple[pa.DataType, ...]] = {
     "integer": (pa.int64(),),
     "number": (pa.float64(),),
-    # With a zone in every row, or in none.
-    "time": (pa.timestamp("us"), pa.timestamp("us", "UTC")),
+    # With a zone in every row, or in none; a text of nanoseconds is read as such and cut after.
+    "time": tuple(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")),
 }

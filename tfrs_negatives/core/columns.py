@@ -6,11 +6,13 @@ are counted by position; the index of a pandas series is not read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from tfrs_negatives.core._checks import check_texts, int64_of
 from tfrs_negatives.types import Values, bad_input
 
 MISSING_INTEGER = -(2**63)
@@ -42,6 +44,8 @@ def read_column(column: Any, name: str) -> Values:
         tfrs_negatives.types.InputError: `city`: expected one kind of value. Received: integer in
         row 0, text in row 1
     """
+    if callable(getattr(column, "numpy", None)) and not hasattr(column, "nrows"):
+        column = _of_tensor(column)
     num_rows(column, name)
     if isinstance(column, np.ndarray) and not isinstance(column, np.ma.MaskedArray):
         plain = _plain_array(column, name)
@@ -51,7 +55,7 @@ def read_column(column: Any, name: str) -> Values:
     from tfrs_negatives.core.arrow import read_container
 
     values = read_container(column, name)
-    return replace(values, array=_int64(values.array, name))
+    return replace(values, array=int64_of(values.array, name))
 
 
 def num_rows(column: Any, name: str) -> int:
@@ -60,8 +64,11 @@ def num_rows(column: Any, name: str) -> int:
     Raises:
         InputError: if it has none, such as a single value.
     """
-    if isinstance(column, (str, bytes, set)) or getattr(column, "shape", None) == ():
+    if isinstance(column, (str, bytes)) or getattr(column, "shape", None) == ():
         raise bad_input(name, "a column, one value per row", repr(column))
+    if isinstance(column, (Set, Mapping)) or hasattr(column, "columns"):
+        received = f"a {type(column).__name__}"
+        raise bad_input(name, "a column, one value per row in a fixed order", received)
     try:
         return int(column.nrows()) if hasattr(column, "nrows") else len(column)
     except TypeError:
@@ -76,26 +83,64 @@ def _plain_array(array: np.ndarray, name: str) -> Values | None:
     if kind == "b":
         return Values("bool", array.astype(np.int64), full)
     if kind in "iu":
-        return Values("integer", _int64(array, name), full)
+        return Values("integer", int64_of(array, name), full)
     if kind == "f":
-        missing = np.isnan(array).reshape(len(array), -1)
-        if array.ndim == 2 and (missing.any(axis=1) & ~missing.all(axis=1)).any():
-            row = int((missing.any(axis=1) & ~missing.all(axis=1)).argmax())
-            raise bad_input(name, "no NaN in a list of numbers", f"one in row {row}")
         floats = array if array.dtype == np.float32 else array.astype(np.float64)
-        return Values("number", floats, missing.all(axis=1) if array.size else full)
+        return Values("number", floats, _rows_of_nan(array, name))
     if kind == "U":
+        check_texts(array, name)
         return Values("text", array, array == "" if array.ndim == 1 else full)
-    if kind == "M" and array.ndim == 1:
-        return Values("time", array.astype("datetime64[us]"), np.isnat(array))
+    if kind in "mM":
+        return _times(array, name)
     return None
 
 
-def _int64(array: np.ndarray, name: str) -> np.ndarray:
-    """Returns integers as int64 (flags stay int8), and everything else as it is."""
-    if array.dtype.kind not in "iu" or (array.dtype == np.int8 and array.ndim == 2):
-        return array
-    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
-        row = int(np.argwhere(array > np.iinfo(np.int64).max)[0][0])
-        raise bad_input(name, "integers that fit into int64", f"{array[row]} in row {row}")
-    return array.astype(np.int64, copy=False)
+def _of_tensor(tensor: Any) -> Any:
+    array = tensor.numpy()
+    # numpy has no such number of its own.
+    is_half = getattr(array, "dtype", None) is not None and array.dtype.name == "bfloat16"
+    return array.astype(np.float32) if is_half else array
+
+
+def _rows_of_nan(array: np.ndarray, name: str) -> np.ndarray:
+    missing = np.isnan(array)
+    if array.ndim == 1:
+        return missing
+    some, whole = missing.any(axis=1), missing.all(axis=1) & (array.shape[1] > 0)
+    if (some & ~whole).any():
+        row = int((some & ~whole).argmax())
+        raise bad_input(name, "no NaN in a list of numbers", f"one in row {row}")
+    return np.asarray(whole)
+
+
+def _times(array: np.ndarray, name: str) -> Values:
+    if array.ndim == 2 or array.dtype.kind == "m":
+        received = f"{array.dtype} of shape {list(array.shape)}"
+        raise bad_input(name, "numbers, texts, times, or lists of numbers or texts", received)
+    micros, missing = array.astype("datetime64[us]"), np.isnat(array)
+    if np.datetime_data(array.dtype)[0] not in ("ns", "ps", "fs", "as"):
+        wrapped = (micros.astype(array.dtype) != array) & ~missing
+        if wrapped.any():
+            row = int(wrapped.argmax())
+            raise bad_input(name, "times between the years -290307 and 294247", f"row {row}")
+    return Values("time", micros, missing)
+
+
+def row_numbers(rows: Any, num_events: int) -> np.ndarray:
+    """Returns which rows are meant: a mask [E] or row numbers [m], of any container.
+
+    Raises:
+        InputError: if it is neither, or a number is none of a row.
+    """
+    array = np.arange(num_events)[rows] if isinstance(rows, slice) else np.asarray(rows)
+    if array.dtype == object:  # a nullable mask; a missing entry is an error below
+        array = np.asarray(read_column(rows, "rows").array, bool)
+    array = array if array.size else array.astype(np.int64)
+    is_mask = array.dtype.kind == "b"
+    if array.ndim != 1 or array.dtype.kind not in "biu" or (is_mask and len(array) != num_events):
+        received = f"{array.dtype} of shape {list(array.shape)}"
+        raise bad_input("rows", f"a mask of {num_events} events, or row numbers", received)
+    if not is_mask and array.size and not -num_events <= array.min() <= array.max() < num_events:
+        received = f"{array.min()} to {array.max()}"
+        raise bad_input("rows", f"row numbers below {num_events}", received)
+    return array

@@ -53,11 +53,13 @@ def as_ids(values: Any, name: str, *, are_items: bool = False) -> np.ndarray:
 def check_ids(values: Values, name: str, *, are_items: bool = False) -> np.ndarray:
     """Returns the ids of a column that is read; raises as `as_ids`."""
     expected = "ids that are integers or texts"
+    if not len(values.array) and values.kind == "number":
+        return np.empty(0, np.int64)  # of no rows, whatever they were to be
     if values.array.ndim != 1:
         raise bad_input(name, "one id per row", f"lists, shape {list(values.array.shape)}")
     if values.kind not in ("integer", "text"):
-        row = int((~values.missing).argmax()) if len(values.array) else 0
-        given = f"{values.kind} {values.array[row]}" if len(values.array) else values.kind
+        row = int((~values.missing).argmax())
+        given = f"{values.kind} {values.array[row]}"
         hint = _INTEGER_HINT if values.kind == "number" else ""
         raise bad_input(name, expected, f"{given} in row {row}{hint}")
     if values.first_missing is not None:

@@ -11,7 +11,9 @@ from tfrs_negatives.core.columns import MISSING_INTEGER, read_column
 from tfrs_negatives.types import ColumnType, ValueKind, Values, bad_input
 
 
-def as_feature(values: Any, name: str, *, may_miss: bool = False) -> np.ndarray:
+def as_feature(
+    values: Any, name: str, *, may_miss: bool = False, wanted: ColumnType | None = None
+) -> np.ndarray:
     """Turns a column into a feature of a tower.
 
     Args:
@@ -19,6 +21,7 @@ def as_feature(values: Any, name: str, *, may_miss: bool = False) -> np.ndarray:
         name: of the column, for errors.
         may_miss: whether a row may have no value. Such a row holds NaN, "", the smallest int64, or
             a list of padding, and `FeatureSpec.may_miss` gives it a row of its own.
+        wanted: the type that is declared for it, see `as_type`.
 
     Returns:
         [E] or [E, W] of int64 (int8 for flags), float32 or strings.
@@ -38,7 +41,8 @@ def as_feature(values: Any, name: str, *, may_miss: bool = False) -> np.ndarray:
         tfrs_negatives.types.InputError: `age`: expected a value in every row, or `missing: own`.
         Received: 1 missing, the first in row 1
     """
-    return feature_of(read_column(values, name), name, may_miss=may_miss)
+    read = as_type(read_column(values, name), name, wanted)
+    return feature_of(read, name, may_miss=may_miss)
 
 
 def feature_of(values: Values, name: str, *, may_miss: bool = False) -> np.ndarray:
@@ -106,7 +110,8 @@ def times_of(values: Values, name: str) -> np.ndarray:
     if values.kind not in ("integer", "number"):
         raise bad_input(name, "dates, times, or seconds", values.kind)
     seconds = _finite(values, name).astype(np.float64 if values.kind == "number" else np.int64)
-    whole = values.kind == "number" and bool((np.trunc(seconds) == seconds).all())
+    exact = (np.trunc(seconds) == seconds) & (np.abs(seconds) < 2**53)
+    whole = values.kind == "number" and bool(exact.all())
     return seconds.astype(np.int64) if whole else seconds
 
 
@@ -170,13 +175,12 @@ def as_type(values: Values, name: str, wanted: ColumnType | None) -> Values:
         >>> as_type(read_column([7, 8], "zip"), "zip", "text").array.tolist()
         ['7', '8']
     """
-    kinds: dict[ColumnType | None, tuple[ValueKind, ...]] = {"number": ("number", "bool")}
-    if wanted is None or values.kind == wanted or values.kind in kinds.get(wanted, ()):
+    if wanted is None or values.kind == wanted:
         return values
     if wanted == "integer" and values.kind == "bool":
         return replace(values, kind="integer")
-    if wanted == "number" and values.kind == "integer":
-        return replace(values, kind="number", array=values.array.astype(np.float64))
+    if wanted == "number" and values.kind in ("integer", "bool"):
+        return replace(values, kind="number", array=_numbers_of_integers(values, name))
     if wanted == "text" and values.kind == "integer":
         return replace(values, kind="text", array=_texts_of(values.array))
     if wanted == "integer" and values.kind == "number":
@@ -185,7 +189,8 @@ def as_type(values: Values, name: str, wanted: ColumnType | None) -> Values:
         from tfrs_negatives.core.arrow import parse_texts
 
         parsed = parse_texts(values, name, wanted)
-        return replace(read_column(parsed, name), missing=values.missing)
+        read = read_column(parsed, name)
+        return replace(read, missing=values.missing | read.missing)
     raise bad_input(name, f"a column that can be read as {wanted}", values.kind)
 
 
@@ -205,4 +210,13 @@ def _whole(values: Values, name: str) -> np.ndarray:
         place = tuple(np.argwhere(wrong)[0])
         expected = f"whole numbers below {limit}, which a float holds exactly"
         raise bad_input(name, expected, f"{values.array[place]} in row {place[0]}")
-    return np.where(present, values.array, 0).astype(np.int64)
+    return np.where(present, values.array, -1).astype(np.int64)
+
+
+def _numbers_of_integers(values: Values, name: str) -> np.ndarray:
+    array = values.array.astype(np.float64)
+    if array.ndim == 2 and (array[~values.missing] == -1).any():
+        # Which may be a number, or the end of a shorter list.
+        raise bad_input(name, "lists of numbers with one length, none of them -1", "others")
+    array[values.missing] = np.nan
+    return array

@@ -69,6 +69,10 @@ class Column:
                 raise bad_input(name, f"one of {[*known]}", repr(value))
         if self.missing == "own" and self.role not in CAN_MISS:
             raise bad_input("missing", f"'error' for the role {self.role}", "'own'")
+        if self.role == "history" and self.encoding not in (None, "list"):
+            raise bad_input("encoding", "list for a history", repr(self.encoding))
+        if self.role in ("query_id", "item_id") and self.type not in (None, "integer", "text"):
+            raise bad_input("type", f"integer or text for the role {self.role}", repr(self.type))
         if self.encoding is not None and self.role not in (*QUERY_ROLES, "item_id", "item"):
             raise bad_input("encoding", f"none for the role {self.role}", repr(self.encoding))
 
@@ -97,6 +101,9 @@ class Schema:
     def __init__(self, columns: Mapping[str, ColumnSpec]) -> None:
         if not isinstance(columns, Mapping):
             raise bad_input("columns", "a mapping of column names to roles", repr(columns))
+        for name in columns:
+            if not isinstance(name, str):
+                raise bad_input("columns", "names that are texts", repr(name))
         specs = {name: _as_column(name, spec) for name, spec in columns.items()}
         object.__setattr__(self, "columns", specs)
         for role in ONE_OF_EACH:
@@ -151,6 +158,10 @@ class Schema:
     def with_type(self, name: str, wanted: ColumnType) -> Schema:
         """Returns the schema with another type of a column."""
         return self.having(name, replace(self.columns[name], type=wanted))
+
+    def type_of(self, name: str) -> ColumnType | None:
+        """Returns the declared type of a column; None where none is."""
+        return self.columns[name].type if name in self.columns else None
 
     def check_against(self, known: Iterable[str], *, where: str) -> None:
         """Refuses a declared column that a table does not have.

@@ -98,7 +98,7 @@ def _line(
     encodings: Mapping[str, str],
 ) -> ColumnReport:
     kind = {"f": "number", "U": "text"}.get(column.dtype.kind, "integer")
-    missing = _missing(column) if column.ndim == 1 else np.zeros(len(column), bool)
+    missing = _missing(column)
     return ColumnReport(
         name,
         side,
@@ -112,9 +112,14 @@ def _line(
 
 
 def _missing(column: np.ndarray) -> np.ndarray:
+    """Returns [E] bool; of lists, those that are empty."""
     if column.dtype.kind == "f":
-        return np.isnan(column)
-    return np.asarray(column == ("" if column.dtype.kind == "U" else MISSING_INTEGER))
+        nothing = np.isnan(column)
+    elif column.dtype.kind == "U":
+        nothing = np.asarray(column == "")
+    else:
+        nothing = np.asarray(column == (MISSING_INTEGER if column.ndim == 1 else -1))
+    return nothing.reshape(len(column), -1).all(axis=1) if len(column) else nothing
 
 
 def as_text(data: RetrievalData, lines: Sequence[ColumnReport]) -> str:

@@ -23,7 +23,8 @@ def frame_columns(frame: Any, schema: Schema, *, where: str) -> dict[str, Any]:
     Raises:
         InputError: if it is no frame, lacks a column or has one twice.
     """
-    names = getattr(frame, "columns", None)
+    frame = frame.collect() if hasattr(frame, "collect") else frame  # a lazy one of polars
+    names = getattr(frame, "column_names", None) or getattr(frame, "columns", None)
     if names is None:
         raise bad_input("frame", "a frame with named columns", type(frame).__name__)
     names = [*names]
@@ -45,6 +46,9 @@ def dataset_columns(dataset: tf.data.Dataset, schema: Schema) -> dict[str, Any]:
         expected = "a tf.data.Dataset of dicts, name -> value"
         raise bad_input("dataset", expected, spec if spec is not None else type(dataset).__name__)
     schema.check_against(spec, where="the data set")
+    for name in schema.columns:
+        if not isinstance(spec[name], (tf.TensorSpec, tf.RaggedTensorSpec)):
+            raise bad_input(name, "dense or ragged tensors", type(spec[name]).__name__)
     if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise bad_input("dataset", "a data set that ends", "one without end")
     chosen = dataset.map(lambda element: {name: element[name] for name in schema.columns})

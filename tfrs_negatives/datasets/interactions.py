@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.core.columns import num_rows
-from tfrs_negatives.core.ids import as_ids, check_same_kind, id_kind
-from tfrs_negatives.core.roles import as_feature, as_numbers, as_times
+from tfrs_negatives.core.columns import num_rows, read_column, row_numbers
+from tfrs_negatives.core.ids import as_ids, check_ids, check_same_kind, id_kind
+from tfrs_negatives.core.roles import as_feature, as_numbers, as_times, as_type
 from tfrs_negatives.core.schema import Column, ColumnSpec, Schema
 from tfrs_negatives.datasets import frames, table_files
 from tfrs_negatives.encode.catalogue import ItemCatalogue
@@ -62,15 +62,10 @@ class Interactions:
         schema = Schema(self.columns)
         self._check_names(schema)
         self._check_lengths()
-        features = {
-            name: as_ids(column, name)
-            if name == self.query_key
-            else as_feature(column, name, may_miss=name in schema.may_miss)
-            for name, column in self.query_features.items()
-        }
+        self._set(item_ids=as_ids(self.item_ids, "item_ids", are_items=True))
+        features = {n: self._read(column, n, schema) for n, column in self.query_features.items()}
         key = {} if self.query_key is None else {self.query_key: Column("query_id")}
         self._set(query_features=features, columns={**key, **schema.columns})
-        self._set(item_ids=as_ids(self.item_ids, "item_ids", are_items=True))
         if self.timestamps is not None:
             self._set(timestamps=as_times(self.timestamps, "timestamps"))
         for name in ("weights", "labels"):
@@ -84,7 +79,23 @@ class Interactions:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    def _read(self, column: Any, name: str, schema: Schema) -> np.ndarray:
+        wanted = schema.type_of(name)
+        if name == self.query_key:
+            return check_ids(as_type(read_column(column, name), name, wanted), name)
+        feature = as_feature(column, name, may_miss=name in schema.may_miss, wanted=wanted)
+        if name in schema.names("history") and feature.ndim == 2 and not feature.shape[1]:
+            # Nobody has chosen anything yet: no element says which kind they would be of.
+            return np.empty(feature.shape, np.asarray(self.item_ids).dtype)
+        return feature
+
     def _check_names(self, schema: Schema) -> None:
+        if not isinstance(self.query_features, Mapping):
+            expected = "a dict, name -> column"
+            raise bad_input("query_features", expected, type(self.query_features).__name__)
+        for name in self.query_features:
+            if not isinstance(name, str):
+                raise bad_input("query_features", "names that are texts", repr(name))
         if self.query_key is not None and self.query_key not in self.query_features:
             raise bad_input("query_key", f"one of {sorted(self.query_features)}", self.query_key)
         if WEIGHTS in self.query_features:
@@ -178,6 +189,8 @@ class Interactions:
     @classmethod
     def _from_file(cls, path: str | Path, kind: str, columns: Mapping[str, ColumnSpec]) -> Any:
         schema = Schema(columns)
+        if not isinstance(path, (str, Path)):
+            raise bad_input("path", "a file or a folder", repr(path))
         found = table_files.read_table(Path(path), kind, schema)
         return cls(**frames.log_arguments(found, schema))
 
@@ -186,7 +199,7 @@ class Interactions:
 
     def take(self, rows: Any) -> Interactions:
         """Returns the events at `rows` (a boolean mask or row numbers), in that order."""
-        rows = np.asarray(rows)
+        rows = row_numbers(rows, len(self))
         taken = object.__new__(Interactions)
         taken.__dict__.update(self.__dict__)  # what is checked stays so
         taken._set(query_features={n: column[rows] for n, column in self.query_features.items()})
@@ -209,6 +222,8 @@ class Interactions:
             The features of each distinct query, [Q, ...] each, in the order of the query key, and
             the number of the query that each event belongs to, [E] int64.
         """
+        if moment not in ("first", "last"):
+            raise bad_input("moment", "'first' or 'last'", repr(moment))
         if self.query_key is None:
             return dict(self.query_features), np.arange(len(self))
         keys, query_of_event = np.unique(self.query_features[self.query_key], return_inverse=True)
@@ -270,8 +285,9 @@ class Interactions:
         `sample_weight` where the log has weights. The last batch may be shorter; a shuffled data
         set has another order in every epoch, the same for the same seed.
         """
+        check_batch_size(batch_size)
         order = tf.data.Dataset.range(len(self))
-        if shuffle:
+        if shuffle and len(self):
             order = order.shuffle(len(self), seed=seed, reshuffle_each_iteration=True)
         return self.gather_rows(order.batch(batch_size), item_key=item_key)
 
@@ -328,8 +344,7 @@ class Interactions:
         """
         if not len(self):
             raise bad_input("stream", "a log with at least one event", "none")
-        if batch_size < 1:
-            raise bad_input("batch_size", "at least 1", batch_size)
+        check_batch_size(batch_size)
         if start_step < 0:
             raise bad_input("start_step", "at least 0", start_step)
         num_events, num_steps = len(self), self.steps_per_epoch(batch_size)
@@ -344,6 +359,8 @@ class Interactions:
 
     def gather_rows(self, batches: tf.data.Dataset, *, item_key: str) -> tf.data.Dataset:
         """Returns the batches whose row numbers [B] a data set gives, as `dataset` does."""
+        if item_key == WEIGHTS:
+            raise bad_input("item_key", f"another name than {WEIGHTS!r}, the weights", item_key)
         if item_key in self.query_features:
             expected = f"another name than the query feature {item_key!r}, which it would replace"
             raise bad_input("item_key", expected, f"{item_key!r}: rename one of the two")
@@ -357,6 +374,12 @@ class Interactions:
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         return gathered.prefetch(tf.data.AUTOTUNE)
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Raises `InputError` unless it is an integer of at least 1."""
+    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
+        raise bad_input("batch_size", "an integer of at least 1", repr(batch_size))
 
 
 def _shuffled(positions: tf.Tensor, num_events: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:

@@ -112,6 +112,8 @@ def _read(
     columns: Mapping[str, ColumnSpec] | None,
     items: ItemTable | None,
 ) -> SourceLog:
+    if not isinstance(source, str):
+        raise bad_input("source", f"one of {', '.join(SOURCES)}", repr(source))
     kind, _, path = source.partition(":")
     if (f"{kind}:PATH" if path else source) not in SOURCES:
         raise bad_input("source", f"one of {', '.join(SOURCES)}", repr(source))
@@ -160,7 +162,7 @@ def _cut(found: SourceLog, split: str, test_fraction: float, seed: int) -> Parts
         if found.is_test.all() or not found.is_test.any():
             raise bad_input("split", "events on both sides of the given split", "an empty side")
         return found.log.take(~found.is_test), found.log.take(found.is_test)
-    if split not in SPLITS:
+    if not isinstance(split, str) or split not in SPLITS:
         raise bad_input("split", f"one of {sorted([*SPLITS, AS_GIVEN])}", repr(split))
     return SPLITS[split](found.log, test_fraction, seed)
 

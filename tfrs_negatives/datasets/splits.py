@@ -140,6 +140,8 @@ def validation(train: Interactions, *, fraction: float, split: str = "random") -
         >>> len(train), len(chosen)
         (7, 3)
     """
+    if split not in (*SPLITS, AS_GIVEN):
+        raise bad_input("split", f"one of {sorted([*SPLITS, AS_GIVEN])}", repr(split))
     argument = "validation_fraction"
     if split == "by_time":
         return _cut(train, _latest(train, fraction, argument=argument))
@@ -167,7 +169,7 @@ SPLITS: dict[str, Callable[[Interactions, float, int], Parts]] = {
 
 def check_fraction(name: str, fraction: float) -> None:
     """Raises `InputError` unless 0 < fraction < 1."""
-    if not 0 < fraction < 1:
+    if not isinstance(fraction, (int, float, np.floating)) or not 0 < fraction < 1:
         raise bad_input(name, "a number between 0 and 1, both excluded", fraction)
 
 
@@ -182,6 +184,8 @@ def _num_test(total: int, fraction: float, *, argument: str = "test_fraction") -
 
 def _draw(total: int, fraction: float, seed: int, *, argument: str = "test_fraction") -> np.ndarray:
     num_test = _num_test(total, fraction, argument=argument)
+    if seed < 0:
+        raise bad_input("seed", "a seed of at least 0", seed)
     chosen = np.zeros(total, bool)
     chosen[np.random.Generator(np.random.PCG64(seed)).permutation(total)[:num_test]] = True
     return chosen

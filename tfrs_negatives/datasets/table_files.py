@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,8 @@ def read_table(
         unread = [name for name in dataset.schema.names if name not in names]
         if unread:
             logger.info("%s: columns that are not read: %s", path, ", ".join(unread))
-        if kind == "csv":
-            texts = pa.schema([(name, pa.large_string()) for name in dataset.schema.names])
-            dataset = pa_dataset.dataset(path, format=_format(kind, texts), schema=texts)
+        types = _one_type_each(dataset, names, kind)
+        dataset = pa_dataset.dataset(path, format=_format(kind, types), schema=types)
         table = dataset.to_table(columns=names)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -65,8 +65,53 @@ def read_table(
     columns = {name: table[name] for name in names}
     if kind == "parquet":
         return columns
-    declared = {name: schema.columns.get(name, Column("item")).type for name in names}
-    return {n: c if declared[n] else infer_type(c, n) for n, c in columns.items()}
+    return {
+        name: _of_texts(column, name, schema.columns.get(name, Column("item")))
+        for name, column in columns.items()
+    }
+
+
+def _of_texts(texts: pa.ChunkedArray, name: str, said: Column) -> pa.ChunkedArray:
+    if said.type == "text" or said.role == "title":
+        return texts
+    if said.type in ("integer", "number"):
+        return pc.if_else(pc.is_in(texts, value_set=_NOTHING), None, texts)
+    return texts if said.type else infer_type(texts, name)
+
+
+def _one_type_each(dataset: pa_dataset.Dataset, names: list[str], kind: str) -> pa.Schema:
+    """Returns a type for each column that the values of all files keep; CSV is read as texts."""
+    if kind == "csv":
+        return pa.schema([(name, pa.large_string()) for name in dataset.schema.names])
+    schemas = [fragment.physical_schema for fragment in dataset.get_fragments()]
+    fields = []
+    for name in names:
+        found = {schema.field(name).type for schema in schemas if name in schema.names}
+        fields.append(pa.field(name, _common_type(found - {pa.null()}, name)))
+    return pa.schema(fields)
+
+
+def _common_type(found: set[pa.DataType], name: str) -> pa.DataType:
+    if len(found) <= 1:
+        return next(iter(found), pa.null())
+    types = pa.types
+    alike = (
+        types.is_integer,
+        types.is_floating,
+        lambda t: types.is_string(t) or types.is_large_string(t) or _is_text_dictionary(t),
+        lambda t: types.is_timestamp(t) and t.tz is None,
+        lambda t: types.is_timestamp(t) and t.tz is not None,
+    )
+    if not any(all(is_one(kind) for kind in found) for is_one in alike):
+        raise bad_input(name, "one type in all files", ", ".join(sorted(map(str, found))))
+    if all(_is_text_dictionary(t) or types.is_string(t) or types.is_large_string(t) for t in found):
+        return pa.large_string()
+    schemas = [pa.schema([(name, kind)]) for kind in found]
+    return pa.unify_schemas(schemas, promote_options="permissive").field(name).type
+
+
+def _is_text_dictionary(kind: pa.DataType) -> bool:
+    return pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)
 
 
 def _format(kind: str, texts: pa.Schema | None = None) -> Any:
@@ -113,9 +158,9 @@ def infer_type(texts: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     if _all_match(numbers, _BOOL):
         return pc.equal(pc.utf8_lower(numbers), "true")
     if _all_match(texts, _TIME):
-        for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
+        for unit, zone in itertools.product(("us", "ns"), (None, "UTC")):
             try:
-                return texts.cast(kind)
+                return texts.cast(pa.timestamp(unit, zone))
             except pa.ArrowInvalid:
                 continue
     return texts

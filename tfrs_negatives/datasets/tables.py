@@ -81,6 +81,10 @@ def _with_one_kind_of_ids(
 ) -> tuple[Schema, Schema]:
     """Returns both schemas; ids of a CSV that are texts on one side are texts on both."""
     item_schema = Schema(items.columns)
+    for name, column in item_schema.columns.items():
+        if column.role not in ("item_id", "item", "title"):
+            expected = "one of item_id, item and title in a table of items"
+            raise bad_input(f"items.columns.{name}", expected, repr(column.role))
     if item_schema.only("item_id") is None:
         item_schema = item_schema.having(schema.item_key, Column("item_id"))
     schemas = [schema, item_schema]
@@ -111,7 +115,8 @@ def _read_items(
 
 def _texts(column: Any, name: str) -> np.ndarray:
     # A title is for display: it may be missing.
-    return as_type(read_column(column, name), name, "text").array
+    values = as_type(read_column(column, name), name, "text")
+    return np.where(values.missing, "", values.array)
 
 
 def _items_of_log(

@@ -152,8 +152,14 @@ class ItemCatalogue:
             if num_rows(column, name) != len(self.ids):
                 received = f"{num_rows(column, name)} rows"
                 raise bad_input(name, f"{len(self.ids)} rows, one per item", received)
+        own = features.get(self.item_key)
+        if own is not None and as_ids(own, self.item_key).tolist() != self.ids.tolist():
+            rule = f"another name than {self.item_key!r}, under which the tower finds the ids"
+            raise bad_input("features", rule, "other values")
         read = {
-            name: as_feature(column, name, may_miss=name in schema.may_miss)
+            name: as_feature(
+                column, name, may_miss=name in schema.may_miss, wanted=schema.type_of(name)
+            )
             for name, column in features.items()
             if name != self.item_key
         }

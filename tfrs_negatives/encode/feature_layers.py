@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfrs_negatives.core.columns import MISSING_INTEGER
 from tfrs_negatives.encode.across_replicas import replica_number
 from tfrs_negatives.encode.catalogue import KeyTable
 from tfrs_negatives.types import bad_input
@@ -63,7 +64,8 @@ class MayMiss(tf.keras.layers.Layer):
     """Marks a feature of which a query or an item may have no value.
 
     An index reads it off the tower: there a null is accepted for this feature, and for no other. A
-    text that is empty gets the name under which a lookup has it; nothing else is changed.
+    text that is empty gets the name under which a lookup has it, a missing integer that is read as
+    a number becomes NaN; nothing else is changed.
 
     Args:
         feature: name of the input.
@@ -81,6 +83,9 @@ class MayMiss(tf.keras.layers.Layer):
         """Takes and returns values [B, ...]."""
         if values.dtype == tf.string and values.shape.rank == 1:
             return tf.where(tf.equal(values, ""), MISSING_TEXT, values)
+        if values.dtype.is_floating:
+            # A missing integer that is read as a number.
+            return tf.where(tf.equal(values, float(MISSING_INTEGER)), np.nan, values)
         return tf.identity(values)
 
     def get_config(self) -> dict[str, Any]:
@@ -102,6 +107,22 @@ class MeanAndIndicator(tf.keras.layers.Layer):
         missing = tf.math.is_nan(values)
         filled = tf.where(missing, tf.zeros_like(values), values)
         return tf.concat([filled, tf.cast(missing[:, :1], values.dtype)], axis=1)
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class OrNothing(tf.keras.layers.Layer):
+    """Flags, where a row without values (NaN, or -1) is one of which none is set.
+
+    Example:
+        >>> OrNothing()(tf.constant([[0.0, 1.0], [float("nan")] * 2, [-1.0, -1.0]])).numpy()
+        array([[0., 1.],
+               [0., 0.],
+               [0., 0.]], dtype=float32)
+    """
+
+    def call(self, flags: tf.Tensor) -> tf.Tensor:
+        """Takes and returns [B, W]."""
+        return tf.where(flags > 0, flags, tf.zeros_like(flags))
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")

@@ -22,11 +22,16 @@ from tfrs_negatives.encode.feature_layers import (
     MaskedMean,
     MayMiss,
     MeanAndIndicator,
+    OrNothing,
     SortedLookup,
 )
 from tfrs_negatives.types import FEATURE_NAME, Columns, FeatureKind, bad_input
 
 logger = logging.getLogger("tfrs_negatives")
+
+
+_LAYERS = ("_embedding", "_dropout", "_may_miss", "_scale", "_indicator", "_or_nothing")
+"""What the names of the layers of a feature add to its own."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,10 @@ def infer_features(
         declared = {**columns.columns, **(declared or {})}
         columns = columns.features
     declared, overrides = Schema(declared or {}).columns, overrides or {}
+    can_miss = Schema(declared).may_miss
+    columns = {n: as_feature(column, n, may_miss=n in can_miss) for n, column in columns.items()}
+    for name in set(id_dropout or {}) - set(columns):
+        raise bad_input("id_dropout", f"columns among {sorted(columns)}", repr(name))
     for name, kind in overrides.items():
         if name not in columns:
             raise bad_input("features", f"columns among {sorted(columns)}", repr(name))
@@ -116,14 +125,22 @@ def infer_features(
             raise bad_input(
                 f"features.{name}", f"one of {list(get_args(FeatureKind))} or null", repr(kind)
             )
-    for name in columns:
-        if not re.fullmatch(FEATURE_NAME, name):
-            raise bad_input("features", "names of letters, digits and _", repr(name))
+    _check_names(list(columns))
     return [
         _spec(name, column, kind, declared.get(name), (id_dropout or {}).get(name, 0.0))
         for name, column in columns.items()
         if (kind := _kind(name, column, overrides, declared)) is not None
     ]
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        if not re.fullmatch(FEATURE_NAME, name):
+            raise bad_input("features", "names of letters, digits and _", repr(name))
+        for suffix in _LAYERS:
+            if name + suffix in names:
+                rule = f"no {name + suffix!r} beside {name!r}, which has a layer of that name"
+                raise bad_input("features", rule, names)
 
 
 def _kind(
@@ -137,7 +154,7 @@ def _kind(
     said = declared.get(name)
     if said is not None and said.encoding is not None:
         return said.encoding
-    kind = _guess_kind(column)
+    kind = _guess_kind(column, said)
     if kind == "categorical" and column.dtype.kind in "iu" and not _is_id(said):
         distinct = len(np.unique(column))
         if distinct > max(100, len(column) // 2):
@@ -153,19 +170,29 @@ def _is_id(said: Column | None) -> bool:
     return said is not None and said.role in ("query_id", "item_id")
 
 
-def _guess_kind(column: np.ndarray) -> FeatureKind:
+def _guess_kind(column: np.ndarray, said: Column | None) -> FeatureKind:
     if column.ndim == 1:
         return "numeric" if column.dtype.kind == "f" else "categorical"
-    if column.dtype.kind in "biuf" and np.isin(column, (0, 1)).all():
+    if said is not None and said.role == "history":
+        return "list"
+    if column.dtype.kind in "biuf" and _are_flags(column, said):
         return "multi_hot"
     return "numeric" if column.dtype.kind == "f" else "list"
+
+
+def _are_flags(column: np.ndarray, said: Column | None) -> bool:
+    """Returns whether all rows that have a value are of 0 and 1."""
+    if said is not None and said.missing == "own":
+        column = column[~(np.isnan(column) | (column == -1)).all(axis=1)]
+    return bool(column.size and np.isin(column, (0, 1)).all())
 
 
 def _spec(
     name: str, column: np.ndarray, kind: FeatureKind, said: Column | None, id_dropout: float
 ) -> FeatureSpec:
     may_miss = said is not None and said.missing == "own"
-    column = as_feature(column, name, may_miss=may_miss)
+    if kind == "multi_hot" and column.ndim == 2 and not _are_flags(column, said):
+        raise bad_input(f"features.{name}", "numbers that are 0 or 1 for multi_hot", "others")
     spec = _learn(name, column, kind, may_miss=may_miss)
     return replace(spec, id_dropout=id_dropout, may_miss=may_miss)
 
@@ -178,6 +205,10 @@ def _learn(name: str, column: np.ndarray, kind: FeatureKind, *, may_miss: bool) 
         raise bad_input(f"features.{name}", "numeric or multi_hot for floats", kind)
     if (kind in ("multi_hot", "list")) == (width is None) and kind != "numeric":
         raise bad_input(f"features.{name}", f"a kind that fits shape {column.shape}", kind)
+    is_padded = kind == "numeric" and width is not None and column.dtype.kind != "f"
+    if is_padded and (column == -1).any():
+        rule = "lists of floats for numeric: -1 marks the end of a list of integers"
+        raise bad_input(f"features.{name}", rule, f"dtype {column.dtype}")
     if kind == "multi_hot":
         return FeatureSpec(name, kind, "float32", width)
     if kind == "numeric":
@@ -228,9 +259,12 @@ def encode_feature(
         given = MayMiss(spec.name, name=f"{spec.name}_may_miss")(column)
     if spec.kind == "numeric":
         values = given[:, None] if spec.width is None else given
-        scaled = tf.keras.layers.Normalization(mean=spec.mean, variance=spec.variance)(values)
-        return column, MeanAndIndicator()(scaled) if spec.may_miss else scaled
+        moments = {"mean": spec.mean, "variance": spec.variance}
+        scaled = tf.keras.layers.Normalization(**moments, name=f"{spec.name}_scale")(values)
+        indicate = MeanAndIndicator(name=f"{spec.name}_indicator")
+        return column, indicate(scaled) if spec.may_miss else scaled
     if spec.kind == "multi_hot":
+        given = OrNothing(name=f"{spec.name}_or_nothing")(given) if spec.may_miss else given
         sums = tf.keras.layers.Dense(embedding_dim, use_bias=False, name=f"{spec.name}_embedding")
         return column, sums(given)
     if spec.kind == "categorical":

@@ -285,8 +285,9 @@ def _as_ragged(label: str, values: Any, spec: tf.RaggedTensorSpec) -> tf.RaggedT
 
 def _as_array(label: str, values: Any, spec: tf.TensorSpec, *, can_miss: bool) -> np.ndarray:
     wanted = f"{spec.dtype.name} of shape {spec.shape}"
-    if can_miss and spec.shape.rank == 1 and isinstance(values, Sequence):
-        values = [_filler(spec.dtype) if value is None else value for value in values]
+    if can_miss and isinstance(values, Sequence):
+        nothing = _nothing(spec)
+        values = [nothing if value is None else value for value in values]
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -298,11 +299,14 @@ def _as_array(label: str, values: Any, spec: tf.TensorSpec, *, can_miss: bool) -
     return _cast(label, wanted, array, spec.dtype, can_miss=can_miss)
 
 
-def _filler(dtype: tf.DType) -> float | int | str:
-    """Returns what stands for a missing value, as in a log."""
+def _nothing(spec: tf.TensorSpec) -> Any:
+    """Returns what stands for a missing value, as in a log: of a list, one of padding."""
+    is_list, dtype = spec.shape.rank == 2, spec.dtype
     if dtype == tf.string:
-        return ""
-    return np.nan if dtype.is_floating else MISSING_INTEGER
+        filler: Any = ""
+    else:
+        filler = np.nan if dtype.is_floating else -1 if is_list else MISSING_INTEGER
+    return [filler] * spec.shape[1] if is_list else filler
 
 
 def _cast(
