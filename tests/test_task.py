@@ -35,7 +35,7 @@ from tfrs_negatives.train.hard_negatives import Hardest
 from tfrs_negatives.train.losses import SampledSoftmax
 from tfrs_negatives.train.task import Retrieval
 from tfrs_negatives.train.two_tower import describe_last_step
-from tfrs_negatives.types import InputError, Logits
+from tfrs_negatives.types import EMPTY_ID, InputError, Logits
 
 BIAS = {100 + i: np.log(max(count, 0.5) / COUNTS.sum()) for i, count in enumerate(COUNTS)}
 MIXTURE = {"negatives": [InBatch(), Drawn(DRAWN)]}
@@ -332,16 +332,17 @@ def test_a_graph_of_tensorflow_1_moves_all_state_with_rows_of_unknown_number():
         return Retrieval(negatives=sources, frequency=StreamingFrequency(64), masks=masks)
 
     def state(task):
-        return [task.step, task.frequency.table, task.negatives[1].bank.ids, task.report.columns]
+        table, bank = task.frequency, task.negatives[1].bank
+        return [task.step, table.table, table.last_step, bank.ids, task.report.columns]
 
-    eager = composition()
-    expected = [float(run(eager, training=True)) for _ in range(3)]
+    eager, rows = composition(), np.array([*BATCH_IDS[: NUM_ROWS - 1], EMPTY_ID])
+    expected = [float(run(eager, candidate_ids=rows, training=True)) for _ in range(3)]
     with tf.Graph().as_default():
         task = composition()
         queries, items = (tf.compat.v1.placeholder(tf.float32, [None, DIM]) for _ in range(2))
         ids = tf.compat.v1.placeholder(tf.int64, [None])
         loss = task(queries, items, candidate_ids=ids, training=True)
-        feed = {queries: QUERIES, items: ITEMS[:NUM_ROWS], ids: BATCH_IDS[:NUM_ROWS]}
+        feed = {queries: QUERIES, items: ITEMS[:NUM_ROWS], ids: rows}
         with tf.control_dependencies([loss]):
             after = [tf.identity(variable) for variable in state(task)]
         runs = in_session(task, [loss, *after], feed, runs=3)

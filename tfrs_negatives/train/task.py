@@ -73,7 +73,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
             logit (no miner that compares columns, no batch metric, no `score_mask`, one vector per
             query, a softmax loss) is computed in blocks of columns; beyond the budget each block
             twice, with the same result. Such a loss has no second derivative.
-        reduction: "sum" over the batch, as in TFRS, or "mean".
+        reduction: "sum" over the batch, as in TFRS, or "mean", which does not grow with it.
         seed: of every draw; two runs with one seed agree.
 
     Raises:
