@@ -177,7 +177,7 @@ WRONG = {
                          "`batch.'user_id'.`: expected numbers, .* string"),
     "several for one": ({"x": {**COLUMNS, "user_id": np.ones((ROWS, 3), np.int64)}},
                         "`batch.'user_id'.`: expected shape"),
-    "seen in the trace only": ({"x": {**COLUMNS, "title": np.ones(ROWS)}}, "`ids`: expected integers"),
+    "in the trace": ({"x": {**COLUMNS, "title": np.ones(ROWS)}}, "`ids`: expected integers"),
     "no ids": ({"x": {"user_id": LOG_USERS}}, "`batch`: expected a column 'title' of item ids"),
     "no users": ({"x": {"title": titles(LOG_ITEMS)}}, "`batch`: expected a column 'user_id'"),
     "beside": ({"x": batches(), "sample_weight": WEIGHTS}, "`sample_weight`: .* 'sample_weight'"),
