@@ -121,6 +121,9 @@ def test_arrays_tuples_of_one_and_single_batches_are_forms_of_a_batch():
     wanted = pytest.approx(weighted_loss(model, ones), rel=1e-5)
     for form in ({"x": COLUMNS, "batch_size": 8, "shuffle": False}, {"x": batches().map(tuple_of)}):
         assert model.fit(**form, verbose=0).history["loss"][0] == wanted
+    narrow = {**COLUMNS, "user_id": LOG_USERS[:, None]}
+    assert model.evaluate(narrow, batch_size=8, verbose=0)[0] == wanted
+    assert model.evaluate(COLUMNS, batch_size=8, verbose=0)[0] == wanted
     model.fit(COLUMNS, None, 8, 1, 0, [])
     whole = pytest.approx(weighted_loss(model, ones, size=ROWS), rel=1e-5)
     assert model.train_on_batch(COLUMNS, return_dict=True)["loss"] == whole
@@ -174,6 +177,11 @@ WRONG = {
     "lists": ({"x": {**COLUMNS, "user_id": [1] * ROWS}}, "`x.'user_id'.`: .* a list"),
     "numbers": ({"x": {**COLUMNS, "user_id": 1}}, "`x.'user_id'.`: .* a int"),
     "lengths": ({"x": {**COLUMNS, "user_id": LOG_USERS[:3]}}, "`x`: expected the same number"),
+    "text for numbers": ({"x": {**COLUMNS, "user_id": titles(LOG_USERS)}},
+                         "`batch.'user_id'.`: expected numbers, .* string"),
+    "several for one": ({"x": {**COLUMNS, "user_id": np.ones((ROWS, 3), np.int64)}},
+                        "`batch.'user_id'.`: expected shape"),
+    "in the trace": ({"x": {**COLUMNS, "title": np.ones(ROWS)}}, "`ids`: expected integers"),
     "no ids": ({"x": {"user_id": LOG_USERS}}, "`batch`: expected a column 'title' of item ids"),
     "no users": ({"x": {"title": titles(LOG_ITEMS)}}, "`batch`: expected a column 'user_id'"),
     "beside": ({"x": batches(), "sample_weight": WEIGHTS}, "`sample_weight`: .* 'sample_weight'"),
@@ -275,6 +283,25 @@ def test_an_item_outside_the_catalogue_is_named():
         assert (
             str(error.value) == "`title`: expected only items of the catalogue. Received: another"
         )
+
+
+def test_the_columns_of_a_data_frame_are_a_batch_and_the_frame_is_none():
+    frame = pytest.importorskip("pandas").DataFrame(COLUMNS)
+    model = still(run_eagerly=True)
+    wanted = pytest.approx(weighted_loss(model, np.ones(ROWS)), rel=1e-5)
+    assert model.evaluate(dict(frame), batch_size=8, verbose=0)[0] == wanted
+    with pytest.raises(InputError, match=r"`x`: expected a dict of columns, .* a DataFrame"):
+        model.fit(frame)
+
+
+def test_a_batch_without_rows_counts_for_nothing():
+    parts = (slice(0, 8), slice(0, 0), slice(8, 16), slice(16, 22))
+    generated = ({name: column[rows] for name, column in COLUMNS.items()} for rows in parts)
+    spec = {"user_id": tf.TensorSpec([None], tf.int64), "title": tf.TensorSpec([None], tf.string)}
+    data = tf.data.Dataset.from_generator(lambda: generated, output_signature=spec)
+    model = still(run_eagerly=True)
+    logged = model.fit(data, verbose=0).history["loss"][0]
+    assert logged == pytest.approx(weighted_loss(model, np.ones(ROWS)), rel=1e-5)
 
 
 # ------------------------------------------------------------------ one row has no negative

@@ -125,7 +125,9 @@ FEATURES = [
 ]
 
 
-@pytest.mark.parametrize(("given", "values", "dtype"), FEATURES, ids=lambda case: type(case).__name__)
+@pytest.mark.parametrize(
+    ("given", "values", "dtype"), FEATURES, ids=lambda case: type(case).__name__
+)
 def test_features_of_every_container(given, values, dtype):
     found = as_feature(given, "age")
     assert found.tolist() == values

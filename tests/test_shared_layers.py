@@ -154,7 +154,7 @@ def test_a_checkpoint_restores_model_and_optimizer(tmp_path):
 
 
 @tf.keras.utils.register_keras_serializable(package="tests")
-class Tower(tf.keras.Model):
+class SharingTower(tf.keras.Model):
     """A tower of the user, with layers among its arguments."""
 
     def __init__(self, table, column, **kwargs):
@@ -179,7 +179,7 @@ class Tower(tf.keras.Model):
 def test_subclassed_towers_are_saved_with_and_without_shared_layers(tmp_path, shares):
     table = embedding(N + 1, 2)
     other = table if shares else embedding(N + 1, 3)
-    model = TwoTower(Tower(table, "history"), Tower(other, "title"), ITEMS)
+    model = TwoTower(SharingTower(table, "history"), SharingTower(other, "title"), ITEMS)
     model.compile(tf.keras.optimizers.Adagrad(0.2), run_eagerly=True)
     step(model)
     model.save(tmp_path / "model.keras")

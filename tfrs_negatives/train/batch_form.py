@@ -42,7 +42,7 @@ def check_data(
         raise bad_input("class_weight", rule, type(arguments["class_weight"]).__name__)
     if isinstance(x, Mapping):
         specs = _specs_of_arrays(x, weights, arguments.get("batch_size") or 32)
-    elif x is None or isinstance(x, (Sequence, tf.Tensor)) or hasattr(x, "dtype"):
+    elif x is None or isinstance(x, Sequence) or hasattr(x, "dtype") or hasattr(x, "__array__"):
         raise bad_input("x", _DATA, f"a {type(x).__name__}")
     elif weights is not None:
         rule = f"none beside data that come in batches: give these a column {WEIGHTS!r}"
@@ -96,14 +96,20 @@ def batch_features(batch: Any, item_key: str) -> dict[str, Any]:
 
 
 def as_dicts(x: Any, item_key: str) -> Any:
-    """Returns a generator or a `Sequence` of batches as one of dicts; other data as they are.
+    """Returns a generator or a `Sequence` of batches as one of dicts, and data frames as arrays.
 
-    Keras drops the weights of a tuple that it reads from one of these, where there are no labels.
+    Keras drops the weights of a tuple that it reads from one of these, where there are no labels,
+    and makes a column of a data frame [B, 1]. Other data stay as they are.
 
     Args:
         x: what `fit` was given.
         item_key: the column of the positives' ids.
     """
+    if isinstance(x, Mapping):
+        return {
+            n: column.to_numpy() if hasattr(column, "to_numpy") else column
+            for n, column in x.items()
+        }
     if isinstance(x, tf.keras.utils.Sequence):
         return _Dicts(x, item_key)
     if hasattr(x, "__next__"):

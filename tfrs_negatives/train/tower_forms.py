@@ -93,6 +93,28 @@ class QueryColumns:
         inputs = zip(names, tower.inputs, strict=True) if names else ()
         self.specs: dict[str, Any] | None = {n: _named(x.type_spec, n) for n, x in inputs} or None
 
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Checks that the columns are of the kind and the shape that the tower was made for.
+
+        Args:
+            batch: name -> tensors or specs [B, ...], with all columns that the tower reads.
+
+        Raises:
+            InputError: if one holds text in the place of numbers or the reverse, or has another
+                shape. A last dimension of 1 may be there or not, as Keras has it.
+        """
+        for name, spec in (self.specs or {}).items():
+            column, argument = batch[name], f"batch[{name!r}]"
+            dtype, shape = tf.as_dtype(column.dtype), tf.TensorShape(column.shape)
+            if (dtype == tf.string) != (spec.dtype == tf.string):
+                kind = "strings" if spec.dtype == tf.string else "numbers"
+                raise bad_input(
+                    argument, f"{kind}, as the query tower reads", f"dtype {dtype.name}"
+                )
+            if not _fits(shape, spec.shape):
+                rule = f"shape {spec.shape}, as the query tower reads"
+                raise bad_input(argument, rule, f"shape {shape}")
+
     def learn(self, tower: Any, batch: Mapping[str, Any]) -> None:
         """Builds the tower by a batch, and sees what it reads.
 
@@ -124,9 +146,7 @@ class QueryColumns:
         """Returns the columns with the rank that the tower was told, where they have none."""
         specs = self.specs or {}
         return {
-            name: tf.ensure_shape(column, specs[name].shape)
-            if name in specs and isinstance(column, tf.Tensor) and column.shape.rank is None
-            else column
+            name: _with_rank(column, specs[name].shape) if name in specs else column
             for name, column in features.items()
         }
 
@@ -189,6 +209,22 @@ def _any_rows(column: Any) -> Any:
     if isinstance(spec, tf.SparseTensorSpec):
         return tf.SparseTensorSpec([None, *spec.shape[1:]], spec.dtype)
     return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
+
+
+def _with_rank(column: Any, shape: tf.TensorShape) -> Any:
+    # Keras traces columns [B] and [B, 1] of one name as one of unknown rank.
+    if not isinstance(column, tf.Tensor) or column.shape.rank is not None:
+        return column
+    if not shape[1:].is_fully_defined():
+        return tf.ensure_shape(column, shape)
+    return tf.reshape(column, [tf.shape(column)[0], *shape[1:]])
+
+
+def _fits(shape: tf.TensorShape, wanted: tf.TensorShape) -> bool:
+    if None in (shape.rank, wanted.rank):
+        return True
+    forms = [wanted, wanted.concatenate([1]), *([wanted[:-1]] if wanted[-1:] == [1] else [])]
+    return any(shape[1:].is_compatible_with(form[1:]) for form in forms)
 
 
 def _named(spec: Any, name: str) -> Any:

@@ -180,6 +180,7 @@ class TwoTower(tfrs.Model):
             arguments["x"] = {**arguments["x"], WEIGHTS: weights}
         arguments["x"] = as_dicts(arguments["x"], self.item_key)
         if specs is not None:
+            self.query_columns.check(specs)
             with self.distribute_strategy.scope():
                 self._learn_columns(specs)
 
@@ -193,6 +194,7 @@ class TwoTower(tfrs.Model):
         """Returns the loss of one batch, a scalar."""
         columns = list(self.query_columns.specs or ())
         check_columns(features, item_key=self.item_key, columns=columns)
+        self.query_columns.check(features)
         self._learn_columns(features)
         ids = tf.ensure_shape(features[self.item_key], [None])
         rows = self.items.rows(ids, name=self.item_key)
@@ -240,7 +242,8 @@ class TwoTower(tfrs.Model):
         rows = place_of_rows(tf.shape(features[self.item_key])[0])[1]
         weight = tf.cast(rows, tf.float32) if self.task.reduction == "mean" else tf.ones([])
         for tracker, value in zip(self.loss_trackers, losses, strict=True):
-            tracker.total.assign_add(value * weight)
+            # A batch without any row has no mean.
+            tracker.total.assign_add(tf.math.multiply_no_nan(value, weight))
             tracker.count.assign_add(weight / num_replicas())
         return {metric.name: metric.result() for metric in self.metrics}
 
