@@ -48,11 +48,14 @@ def build_tower(
             raise bad_input("tower sizes", "at least 1", size)
     encoded = [encode_feature(spec, embedding_dim, tower=name) for spec in features]
     vectors = [vector for _, vector in encoded]
-    vector = vectors[0] if len(vectors) == 1 else tf.keras.layers.Concatenate()(vectors)
-    for width in hidden:
-        vector = tf.keras.layers.Dense(width, activation="relu")(vector)
+    # Named after the tower: a feature may be called `dense`.
+    join = tf.keras.layers.Concatenate(name=f"{name}_features")
+    vector = vectors[0] if len(vectors) == 1 else join(vectors)
+    for number, width in enumerate(hidden):
+        relu = tf.keras.layers.Dense(width, activation="relu", name=f"{name}_hidden_{number}")
+        vector = relu(vector)
     if output_dim is not None:
-        vector = tf.keras.layers.Dense(output_dim)(vector)
+        vector = tf.keras.layers.Dense(output_dim, name=f"{name}_output")(vector)
     columns = {spec.name: column for spec, (column, _) in zip(features, encoded, strict=True)}
     return tf.keras.Model(columns, vector, name=name)
 
