@@ -375,7 +375,10 @@ def test_an_empty_log_is_a_log():
 
 def test_a_feature_may_be_named_as_a_layer():
     specs = infer_features({"normalization": [1.5, 2.5], "dense": ["a", "b"]})
-    assert build_tower(specs, hidden=[4], output_dim=2).input_names == ["normalization", "dense"]
+    assert sorted(build_tower(specs, hidden=[4], output_dim=2).input_names) == [
+        "dense",
+        "normalization",
+    ]
 
 
 def test_missing_lists_are_counted():
