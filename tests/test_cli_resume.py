@@ -97,7 +97,7 @@ def test_ctrl_c_leaves_an_unfinished_folder_and_says_how_to_go_on(
     assert code == 2
     assert "--resume" in last_line(err)
     assert "--overwrite" in last_line(err)
-    assert names(work) == before == ["checkpoints", "config.yaml", "history.csv"]
+    assert names(work) == before == ["checkpoints", "config.yaml", "history.csv", "schema.json"]
 
     # Anew, and interrupted once more.
     (work / "mark").write_text("of the first attempt")
@@ -233,7 +233,7 @@ def test_two_processes_cannot_train_one_run(call, run, source):
             code, _, err = call("train", *arguments)
             assert code == 2
             assert "no other process" in last_line(err)
-        assert names(work) == ["checkpoints", "config.yaml", "history.csv"]
+        assert names(work) == ["checkpoints", "config.yaml", "history.csv", "schema.json"]
 
 
 def write(name, text):

@@ -77,12 +77,17 @@ def check_ids(values: Values, name: str, *, are_items: bool = False) -> np.ndarr
 def id_kind(ids: np.ndarray | tf.Tensor) -> IdKind:
     """Returns what kind of ids an array or a tensor holds.
 
+    Raises:
+        InputError: if a tensor holds neither integers nor strings.
+
     Example:
         >>> id_kind(np.array(["a"])), id_kind(tf.constant([7]))
         ('strings', 'integers')
     """
     if isinstance(ids, np.ndarray):
         return "integers" if ids.dtype.kind in "iu" else "strings"
+    if ids.dtype != tf.string and not ids.dtype.is_integer:
+        raise bad_input("ids", "integers or strings", f"dtype {ids.dtype.name}")
     return "strings" if ids.dtype == tf.string else "integers"
 
 
