@@ -231,7 +231,7 @@ class Count:
     steps, drawn, expected = 0, np.zeros(len(data.items)), np.zeros(len(data.items))
 
     def keep(self, scores, pool, context):
-        rows = data.items.rows(pool.ids[pool.filled]).numpy()
+        rows = data.items.rows_of_keys(pool.ids[pool.filled]).numpy()
         self.steps += 1
         self.drawn += np.bincount(rows, minlength=len(data.items))
         for source in task.negatives:

@@ -432,7 +432,7 @@ print("the last one:", summary)
 table = tfn.NegativeTable(data.train, num=4)
 table.load(mined_files / "ranks_50.parquet")
 first_two = {data.train.query_key: profiles[data.train.query_key][:2]}
-table_rows = data.items.rows(table.ids_of_rows(first_two, 2)).numpy()
+table_rows = data.items.rows_of_keys(table.ids_of_rows(first_two, 2)).numpy()
 print("mined for the first two users:", data.items.ids[table_rows].tolist())
 
 logging.getLogger("tfrs_negatives").setLevel("INFO")
