@@ -220,7 +220,7 @@ def test_ragged_columns_of_a_data_set_become_lists():
         log = Interactions.from_dataset(dataset, columns)
         assert log.query_features["past"].tolist() == [[5, 6], [-1, -1]]
     for frame in (pd.DataFrame(rows), pl.DataFrame(rows)):
-        log = Interactions._from_frame(frame, columns, where="the frame")
+        log = Interactions.from_pandas(frame, columns)
         assert log.query_features["past"].tolist() == [[5, 6], [-1, -1]]
 
 

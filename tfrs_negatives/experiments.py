@@ -27,7 +27,7 @@ from tfrs_negatives.files import write_text
 from tfrs_negatives.index import Index, build_index, export_index, load_index
 from tfrs_negatives.index.archive import read_manifest
 from tfrs_negatives.mining import MiningRules, MiningSummary, mine_hard_negatives
-from tfrs_negatives.model_builder import Features, build_batches, build_model, infer_towers
+from tfrs_negatives.model_builder import Learned, build_batches, build_model, learn_features
 from tfrs_negatives.run_folder import begin_run, check_log, is_trained, reopen_run
 from tfrs_negatives.run_tables import (
     KnownItems,
@@ -108,17 +108,17 @@ def _train(
     _check_ks(config, len(data.items))
     check_log(work, data)
     tf.keras.utils.set_random_seed(config.train.seed)
-    features = infer_towers(config, data)
-    _write_schema(work, data, features)
-    model = build_model(config, data, features)
+    learned = learn_features(config, data)
+    _write_schema(work, data, learned)
+    model = build_model(config, data, learned)
     metrics = _fit(config, data, model, work, callbacks)
     _write_run(data, model, metrics, work)
     return metrics
 
 
-def _write_schema(work: Path, data: RetrievalData, features: Features) -> None:
+def _write_schema(work: Path, data: RetrievalData, learned: Learned) -> None:
     """Says what the log was understood to be, and records it."""
-    lines = describe(data, *features)
+    lines = describe(data, learned.queries, learned.items)
     logger.info("%s", as_text(data, lines))
     write_text(work / "schema.json", _to_json([line._asdict() for line in lines]))
 

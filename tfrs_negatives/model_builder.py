@@ -42,14 +42,21 @@ HARD = {*CLUSTERED, "dynamic_negative_sampling"}
 OPTIMIZERS = {"adagrad": tf.keras.optimizers.Adagrad, "sparse_adam": SparseAdam}
 
 
-class Features(NamedTuple):
-    """How the two towers read their features."""
+class Learned(NamedTuple):
+    """What is learned from the training part before anything is built.
+
+    Attributes:
+        queries: how the query tower reads its features.
+        items: how the item tower reads its features.
+        counts: [N] int64, the events of each item.
+    """
 
     queries: list[FeatureSpec]
     items: list[FeatureSpec]
+    counts: np.ndarray
 
 
-def infer_towers(config: RunConfig, data: RetrievalData) -> Features:
+def learn_features(config: RunConfig, data: RetrievalData) -> Learned:
     """Learns from the training part how the towers read their features.
 
     Args:
@@ -65,25 +72,22 @@ def infer_towers(config: RunConfig, data: RetrievalData) -> Features:
     items = infer_features(
         seen, config.model.item_features, declared=data.items.columns, id_dropout=dropout
     )
-    return Features(queries, items)
+    return Learned(queries, items, counts)
 
 
-def build_model(
-    config: RunConfig, data: RetrievalData, features: Features | None = None
-) -> TwoTower:
+def build_model(config: RunConfig, data: RetrievalData, learned: Learned | None = None) -> TwoTower:
     """Builds the towers from the training part and the task from the recipe, compiled.
 
     Args:
         config: the run.
         data: its log; only the training part and the catalogue are read.
-        features: what `infer_towers` returned; None asks it.
+        learned: what `learn_features` returned; None asks it.
 
     Returns:
         The model, ready for `fit`.
     """
-    queries, items = features or infer_towers(config, data)
+    queries, items, counts = learned or learn_features(config, data)
     sizes = config.model.model_dump(include={"embedding_dim", "hidden", "output_dim"})
-    counts = data.train.item_counts(data.items)
     with _precision(config.train.precision), _strategy(config.train.strategy).scope():
         model = TwoTower(
             build_tower(queries, name="query_tower", **sizes),

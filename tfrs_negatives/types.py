@@ -93,6 +93,11 @@ class Values:
     missing: np.ndarray
 
     @property
+    def says_missing(self) -> str:
+        """How many rows are without a value, and which is the first, for an error."""
+        return f"{int(self.missing.sum())} missing, the first in row {self.first_missing}"
+
+    @property
     def first_missing(self) -> int | None:
         """The first row without a value."""
         return int(self.missing.argmax()) if self.missing.any() else None

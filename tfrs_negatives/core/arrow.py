@@ -305,8 +305,8 @@ def parse_texts(values: Values, name: str, wanted: ColumnType) -> pa.Array:
         InputError: with the first text that is none.
     """
     texts = pa.array(values.array, mask=values.missing)
-    for kind in _ARROW_TYPES[wanted]:
-        if (cast := _cast(texts, kind)) is not None:
+    for kind in ARROW_TYPES[wanted]:
+        if (cast := cast_texts(texts, kind)) is not None:
             return cast
     row = _first_unreadable(texts, wanted)
     received = "times with a zone and times without one"
@@ -327,10 +327,11 @@ def _first_unreadable(texts: pa.Array, wanted: ColumnType) -> int | None:
 
 
 def _fits(text: pa.Array, wanted: ColumnType) -> bool:
-    return any(_cast(text, kind) is not None for kind in _ARROW_TYPES[wanted])
+    return any(cast_texts(text, kind) is not None for kind in ARROW_TYPES[wanted])
 
 
-def _cast(texts: pa.Array, kind: pa.DataType) -> pa.Array | None:
+def cast_texts(texts: Any, kind: pa.DataType) -> Any:
+    """Returns texts, an array or a chunked one, as another type; None where one of them is none."""
     # Arrow would read "0x10" as sixteen.
     if pa.types.is_integer(kind):
         decimal_only = pc.match_substring_regex(texts, "^-?[0-9]+$")
@@ -342,7 +343,7 @@ def _cast(texts: pa.Array, kind: pa.DataType) -> pa.Array | None:
         return None
 
 
-_ARROW_TYPES: dict[ColumnType, tuple[pa.DataType, ...]] = {
+ARROW_TYPES: dict[ColumnType, tuple[pa.DataType, ...]] = {
     "integer": (pa.int64(),),
     "number": (pa.float64(),),
     # With a zone in every row, or in none; a text of nanoseconds is read as such and cut after.

@@ -16,9 +16,6 @@ from tfrs_negatives.types import EMPTY_ID, Values, bad_input
 
 IdKind = Literal["integers", "strings"]
 
-RESERVED_IDS = (-1, EMPTY_ID, "")
-"""What fills up lists of items: no item may have such an id."""
-
 _INTEGER_HINT = "; integers that pandas turned into floats: declare `type: integer`"
 
 
@@ -63,8 +60,7 @@ def check_ids(values: Values, name: str, *, are_items: bool = False) -> np.ndarr
         hint = _INTEGER_HINT if values.kind == "number" else ""
         raise bad_input(name, expected, f"{given} in row {row}{hint}")
     if values.first_missing is not None:
-        received = f"{int(values.missing.sum())} missing, the first in row {values.first_missing}"
-        raise bad_input(name, "an id in every row", received)
+        raise bad_input(name, "an id in every row", values.says_missing)
     if are_items and values.kind == "integer":
         reserved = (values.array == -1) | (values.array == EMPTY_ID)
         if reserved.any():

@@ -51,8 +51,7 @@ def feature_of(values: Values, name: str, *, may_miss: bool = False) -> np.ndarr
         rule = "numbers or texts; a date is a `time`, or made into numbers first"
         raise bad_input(name, rule, "dates or times")
     if values.first_missing is not None and not may_miss:
-        received = f"{int(values.missing.sum())} missing, the first in row {values.first_missing}"
-        raise bad_input(name, "a value in every row, or `missing: own`", received)
+        raise bad_input(name, "a value in every row, or `missing: own`", values.says_missing)
     array = values.array
     if values.kind == "number":
         array = _finite_float32(values, name)
@@ -140,8 +139,7 @@ def _check_plain(values: Values, name: str, what: str) -> None:
     if values.array.ndim != 1:
         raise bad_input(name, f"{what} per row", f"lists, shape {list(values.array.shape)}")
     if values.first_missing is not None:
-        received = f"{int(values.missing.sum())} missing, the first in row {values.first_missing}"
-        raise bad_input(name, f"{what} in every row", received)
+        raise bad_input(name, f"{what} in every row", values.says_missing)
 
 
 def _finite(values: Values, name: str) -> np.ndarray:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from tfrs_negatives.core.columns import MISSING_INTEGER
-from tfrs_negatives.core.schema import Schema
+from tfrs_negatives.core.schema import ColumnSpec, Schema
 from tfrs_negatives.datasets.interactions import Interactions
 from tfrs_negatives.datasets.retrieval_data import RetrievalData
 from tfrs_negatives.encode.features import FeatureSpec
@@ -63,21 +63,21 @@ def describe(
     log = data.train
     of_event = log.event_features
     encodings = [{spec.name: spec.kind for spec in specs} for specs in (queries, items)]
+    roles, item_roles = _roles(log.columns), _roles(data.items.columns)
     lines = []
     for name, column in log.query_features.items():
-        declared = _declared(log.columns, name)
+        declared = roles.get(name)
         is_found = declared in (None, "query")
         role = ("event" if name in of_event else "constant") if is_found else str(declared)
         lines.append(_line(name, column, "query", role, not is_found, encodings[0]))
     for name, column in data.items.features.items():
-        role = _declared(data.items.columns, name) or "item"
+        role = item_roles.get(name, "item")
         lines.append(_line(name, column, "item", role, name in data.items.columns, encodings[1]))
     return lines + _of_events(log)
 
 
-def _declared(columns: Mapping[str, Any], name: str) -> str | None:
-    column = Schema({name: columns[name]}).columns[name] if name in columns else None
-    return None if column is None else column.role
+def _roles(columns: Mapping[str, ColumnSpec]) -> dict[str, str]:
+    return {name: column.role for name, column in Schema(columns).columns.items()}
 
 
 def _of_events(log: Interactions) -> list[ColumnReport]:

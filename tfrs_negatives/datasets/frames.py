@@ -17,7 +17,7 @@ from tfrs_negatives.types import Values, bad_input
 _BATCH = 4096
 
 
-def frame_columns(frame: Any, schema: Schema, *, where: str) -> dict[str, Any]:
+def frame_columns(frame: Any, schema: Schema) -> dict[str, Any]:
     """Returns the columns that a schema names of a pandas or polars frame.
 
     Raises:
@@ -28,10 +28,11 @@ def frame_columns(frame: Any, schema: Schema, *, where: str) -> dict[str, Any]:
     if names is None:
         raise bad_input("frame", "a frame with named columns", type(frame).__name__)
     names = [*names]
-    schema.check_against(names, where=where)
+    schema.check_against(names, where="the frame")
     twice = [name for name in schema.columns if names.count(name) > 1]
     if twice:
-        raise bad_input(twice[0], "one column of this name", f"{names.count(twice[0])} in {where}")
+        received = f"{names.count(twice[0])} in the frame"
+        raise bad_input(twice[0], "one column of this name", received)
     return {name: frame[name] for name in schema.columns}
 
 
@@ -86,14 +87,11 @@ def log_arguments(found: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     Raises:
         InputError: if a column is not what it is declared to be.
     """
-    values = _typed(found, schema)
+    roles = ("item_id", "time", "weight", "label")
+    values = _typed({name: found[name] for name in schema.names(*roles)}, schema)
     parts: dict[str, Any] = {
-        "query_features": {
-            name: check_ids(values[name], name)
-            if name == schema.query_key
-            else feature_of(values[name], name, may_miss=name in schema.may_miss)
-            for name in schema.features
-        },
+        # Read there, by what is declared; the others here, where their columns have names.
+        "query_features": {name: found[name] for name in schema.features},
         "item_ids": check_ids(values[schema.item_key], schema.item_key, are_items=True),
         "query_key": schema.query_key,
         "columns": {name: schema.columns[name] for name in schema.features},

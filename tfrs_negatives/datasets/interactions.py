@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.core.columns import num_rows, read_column, row_numbers
+from tfrs_negatives.core.groups import Moment, event_of_each
 from tfrs_negatives.core.ids import as_ids, check_ids, check_same_kind, id_kind
 from tfrs_negatives.core.roles import as_feature, as_numbers, as_times, as_type
 from tfrs_negatives.core.schema import Column, ColumnSpec, Schema
@@ -144,12 +145,13 @@ class Interactions:
             >>> Interactions.from_pandas(frame, columns).query_features["age"].tolist()
             [20.0, nan]
         """
-        return cls._from_frame(frame, columns, where="the frame")
+        schema = Schema(columns)
+        return cls(**frames.log_arguments(frames.frame_columns(frame, schema), schema))
 
     @classmethod
     def from_polars(cls, frame: Any, columns: Mapping[str, ColumnSpec]) -> Interactions:
         """Reads a log from a polars frame; see `from_pandas`."""
-        return cls._from_frame(frame, columns, where="the frame")
+        return cls.from_pandas(frame, columns)
 
     @classmethod
     def from_dataset(
@@ -181,12 +183,6 @@ class Interactions:
         return cls._from_file(path, "csv", columns)
 
     @classmethod
-    def _from_frame(cls, frame: Any, columns: Mapping[str, ColumnSpec], *, where: str) -> Any:
-        schema = Schema(columns)
-        found = frames.frame_columns(frame, schema, where=where)
-        return cls(**frames.log_arguments(found, schema))
-
-    @classmethod
     def _from_file(cls, path: str | Path, kind: str, columns: Mapping[str, ColumnSpec]) -> Any:
         schema = Schema(columns)
         if not isinstance(path, (str, Path)):
@@ -208,9 +204,7 @@ class Interactions:
             taken._set(**{name: None if column is None else column[rows]})
         return taken
 
-    def queries(
-        self, *, moment: Literal["first", "last"] = "last"
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def queries(self, *, moment: Moment = "last") -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Groups the events by query.
 
         Args:
@@ -222,18 +216,12 @@ class Interactions:
             The features of each distinct query, [Q, ...] each, in the order of the query key, and
             the number of the query that each event belongs to, [E] int64.
         """
-        if moment not in ("first", "last"):
+        if moment not in get_args(Moment):
             raise bad_input("moment", "'first' or 'last'", repr(moment))
         if self.query_key is None:
             return dict(self.query_features), np.arange(len(self))
-        keys, query_of_event = np.unique(self.query_features[self.query_key], return_inverse=True)
-        keys_sorted = (
-            [query_of_event] if self.timestamps is None else [self.timestamps, query_of_event]
-        )
-        order = np.lexsort(keys_sorted)
-        side: Literal["left", "right"] = "left" if moment == "first" else "right"
-        place = np.searchsorted(query_of_event[order], np.arange(len(keys)), side=side)
-        events = order[place - (side == "right")]
+        _, query_of_event = np.unique(self.query_features[self.query_key], return_inverse=True)
+        events = event_of_each(query_of_event, self.timestamps, moment=moment)
         return {n: column[events] for n, column in self.query_features.items()}, query_of_event
 
     @property

@@ -7,10 +7,11 @@ comes with its own split also answers to `AS_GIVEN`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import numpy as np
 
+from tfrs_negatives.core.groups import Moment, event_of_each
 from tfrs_negatives.datasets.interactions import Interactions
 from tfrs_negatives.types import bad_input
 
@@ -203,10 +204,9 @@ def _is_last(log: Interactions, split: str) -> np.ndarray:
     if log.query_key is None:
         raise bad_input("split", f"a log with a query key for {split}", "a log without one")
     _, query_of_event = log.queries()
-    order = np.lexsort((times, query_of_event))
-    changes = query_of_event[order][1:] != query_of_event[order][:-1]
+    first, last = (event_of_each(query_of_event, times, moment=m) for m in get_args(Moment))
     is_last = np.zeros(len(log), bool)
-    is_last[order] = np.append(changes, True) & ~np.append(True, changes)
+    is_last[last[last != first]] = True
     return is_last
 
 

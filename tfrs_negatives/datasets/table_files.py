@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.dataset as pa_dataset
 
+from tfrs_negatives.core.arrow import ARROW_TYPES, cast_texts
 from tfrs_negatives.core.schema import Column, Schema
 from tfrs_negatives.types import bad_input
 
@@ -28,7 +28,7 @@ _NOTHING = pa.array(["", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL
 
 
 def read_table(
-    path: Path, kind: str, schema: Schema, *, others: str | None = None
+    path: Path, kind: str, schema: Schema, *, others: bool = False
 ) -> dict[str, pa.ChunkedArray]:
     """Reads the columns that a schema names.
 
@@ -36,8 +36,7 @@ def read_table(
         path: a file or a folder of files.
         kind: "parquet" or "csv".
         schema: the columns.
-        others: the role of the columns that the schema does not name, which are read too; None
-            does not read them.
+        others: whether the columns that the schema does not name are read too.
 
     Returns:
         Name -> column, in the order of the files.
@@ -98,20 +97,21 @@ def _common_type(found: set[pa.DataType], name: str) -> pa.DataType:
     alike = (
         types.is_integer,
         types.is_floating,
-        lambda t: types.is_string(t) or types.is_large_string(t) or _is_text_dictionary(t),
+        _is_text,
         lambda t: types.is_timestamp(t) and t.tz is None,
         lambda t: types.is_timestamp(t) and t.tz is not None,
     )
     if not any(all(is_one(kind) for kind in found) for is_one in alike):
         raise bad_input(name, "one type in all files", ", ".join(sorted(map(str, found))))
-    if all(_is_text_dictionary(t) or types.is_string(t) or types.is_large_string(t) for t in found):
+    if all(map(_is_text, found)):
         return pa.large_string()
     schemas = [pa.schema([(name, kind)]) for kind in found]
     return pa.unify_schemas(schemas, promote_options="permissive").field(name).type
 
 
-def _is_text_dictionary(kind: pa.DataType) -> bool:
-    return pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _format(kind: str, texts: pa.Schema | None = None) -> Any:
@@ -158,11 +158,8 @@ def infer_type(texts: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     if _all_match(numbers, _BOOL):
         return pc.equal(pc.utf8_lower(numbers), "true")
     if _all_match(texts, _TIME):
-        for unit, zone in itertools.product(("us", "ns"), (None, "UTC")):
-            try:
-                return texts.cast(pa.timestamp(unit, zone))
-            except pa.ArrowInvalid:
-                continue
+        times = (cast_texts(texts, kind) for kind in ARROW_TYPES["time"])
+        return next((time for time in times if time is not None), texts)
     return texts
 
 

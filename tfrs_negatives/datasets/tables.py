@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfrs_negatives.core.columns import read_column
+from tfrs_negatives.core.groups import event_of_each
 from tfrs_negatives.core.ids import check_same_kind, id_kind
 from tfrs_negatives.core.roles import as_type
 from tfrs_negatives.core.schema import Column, ColumnSpec, Schema
@@ -103,8 +104,7 @@ def _kind_of_ids(path: Path, schema: Schema) -> str:
 def _read_items(
     kind: str, path: str, schema: Schema, *, item_key: str
 ) -> tuple[ItemCatalogue, np.ndarray | None]:
-    others = None if schema.names("item") else "item"
-    found = read_table(Path(path), kind, schema, others=others)
+    found = read_table(Path(path), kind, schema, others=not schema.names("item"))
     for name in found:
         if name not in schema.columns:
             schema = schema.having(name, Column("item"))
@@ -124,10 +124,8 @@ def _items_of_log(
 ) -> tuple[ItemCatalogue, np.ndarray | None]:
     """Describes each item of a log as its latest event does."""
     arguments, title = item_arguments(found, schema), schema.only("title")
-    times = np.zeros(len(log)) if log.timestamps is None else log.timestamps
     ids, item_of_event = np.unique(log.item_ids, return_inverse=True)
-    order = np.lexsort([times, item_of_event])
-    latest = order[np.searchsorted(item_of_event[order], np.arange(len(ids)), side="right") - 1]
+    latest = event_of_each(item_of_event, log.timestamps, moment="last")
     features = {name: column[latest] for name, column in arguments["features"].items()}
     items = ItemCatalogue(ids, features, item_key=schema.item_key, columns=arguments["columns"])
     titles = None if title is None else _texts(found[title], title)[latest]

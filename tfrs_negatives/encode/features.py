@@ -113,8 +113,8 @@ def infer_features(
     if not isinstance(columns, Mapping):
         declared = {**columns.columns, **(declared or {})}
         columns = columns.features
-    declared, overrides = Schema(declared or {}).columns, overrides or {}
-    can_miss = Schema(declared).may_miss
+    schema = Schema(declared or {})
+    declared, can_miss, overrides = schema.columns, schema.may_miss, overrides or {}
     columns = {n: as_feature(column, n, may_miss=n in can_miss) for n, column in columns.items()}
     for name in set(id_dropout or {}) - set(columns):
         raise bad_input("id_dropout", f"columns among {sorted(columns)}", repr(name))
@@ -228,9 +228,7 @@ def _scale(name: str, column: np.ndarray) -> tuple[tuple[float, ...], tuple[floa
     """Returns mean and variance of the rows that have a value, [W] each."""
     values = column.astype(np.float64).reshape(len(column), -1)
     # An integer that is missing is no number; as a number it becomes NaN.
-    values[np.broadcast_to(column.reshape(len(column), -1) == MISSING_INTEGER, values.shape)] = (
-        np.nan
-    )
+    values[values == MISSING_INTEGER] = np.nan
     values = values[~np.isnan(values).any(axis=1)]
     if not len(values):
         raise bad_input(f"features.{name}", "at least one value", "only missing ones")
