@@ -366,8 +366,10 @@ class Interactions:
 
 def check_batch_size(batch_size: Any) -> None:
     """Raises `InputError` unless it is an integer of at least 1."""
-    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-        raise bad_input("batch_size", "an integer of at least 1", repr(batch_size))
+    if not isinstance(batch_size, (int, np.integer)):
+        raise bad_input("batch_size", "an integer", repr(batch_size))
+    if batch_size < 1:
+        raise bad_input("batch_size", "at least 1", batch_size)
 
 
 def _shuffled(positions: tf.Tensor, num_events: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
