@@ -38,7 +38,7 @@ tf.get_logger().setLevel("ERROR")
 # 2,000 users, 2,000 items. The logging policy shows popular items more; some items have no event.
 
 # %%
-data = tfn.datasets.synthetic(num_users=2000, num_items=2000, num_events=80_000)
+data = tfn.data.synthetic(num_users=2000, num_items=2000, num_events=80_000)
 counts = data.train.item_counts(data.items)
 print(f"{len(data.train):,} training events, {(counts == 0).sum()} items never seen")
 

@@ -58,9 +58,9 @@ def movielens() -> Path | None:
 folder = movielens()
 if folder is None:
     print("MovieLens-100K is not there: this is the synthetic log")
-    data = tfn.datasets.synthetic(num_users=1000, num_items=1700, num_events=80_000)
+    data = tfn.data.synthetic(num_users=1000, num_items=1700, num_events=80_000)
 else:
-    data = tfn.datasets.load(f"ml-100k:{folder}", min_rating=3)
+    data = tfn.data.load(f"ml-100k:{folder}", min_rating=3)
 counts = data.train.item_counts(data.items)
 print(f"{data.name}: {len(data.train):,} training events, {len(data.items):,} items,")
 print(f"{(counts == 0).sum()} of them without an event, the most popular with {counts.max()}")

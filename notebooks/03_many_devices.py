@@ -85,7 +85,7 @@ for label, task in {
 # replicas.
 
 # %%
-data = tfn.datasets.synthetic(num_users=500, num_items=400, num_events=8000)
+data = tfn.data.synthetic(num_users=500, num_items=400, num_events=8000)
 queries = tfn.infer_features(data.train.query_features)
 items = tfn.infer_features(data.items.features)
 B, EPOCHS = 400, 2  # a whole number of batches

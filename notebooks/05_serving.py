@@ -39,8 +39,8 @@ import tfrs_negatives as tfn  # before TensorFlow: it chooses legacy Keras
 # isort: split
 import tensorflow as tf
 
-from tfrs_negatives.experiments import load_run, read_columns
-from tfrs_negatives.index.plots import plot_sweep
+from tfrs_negatives.index.build.plots import plot_sweep
+from tfrs_negatives.runs.train import load_run, read_columns
 
 tf.get_logger().setLevel("ERROR")
 logging.basicConfig(stream=sys.stdout, format="%(message)s", force=True)

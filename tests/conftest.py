@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tfrs_negatives  # noqa: F401  (chooses legacy Keras before TensorFlow is imported)
-from tfrs_negatives.cli import main
+from tfrs_negatives.cli.main import main
 
 # isort: split
 import tensorflow as tf

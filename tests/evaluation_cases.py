@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.datasets.interactions import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.interactions import Interactions
 
 
 class FakeModel:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.index import build_index
-from tfrs_negatives.index.backends import Depth, ScannSearch, ScannSettings
+from tfrs_negatives.index.search.backends import Depth, ScannSearch, ScannSettings
 
 NUM_USERS = 40
 

@@ -12,11 +12,11 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.callbacks import Checkpoints
-from tfrs_negatives.config import load_config
-from tfrs_negatives.datasets import Interactions, RetrievalData
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.model_builder import build_model
+from tfrs_negatives.data import Interactions, RetrievalData
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.runs.build import build_model
+from tfrs_negatives.runs.checkpoints import Checkpoints
+from tfrs_negatives.runs.config import load_config
 
 EVENTS, ITEMS, BATCH, EPOCHS, STEPS = 58, 12, 8, 3, 8  # 58 events are 7 full batches and one of 2
 OPTIMIZERS = {"ours": "sparse_adam", "keras": "adagrad"}

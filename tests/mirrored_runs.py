@@ -11,8 +11,8 @@ from pathlib import Path
 import conftest  # noqa: F401  (chooses legacy Keras)
 import tensorflow as tf
 
-from tfrs_negatives import experiments
-from tfrs_negatives.config import load_config
+from tfrs_negatives.runs import train as experiments
+from tfrs_negatives.runs.config import load_config
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2

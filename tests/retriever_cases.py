@@ -3,9 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
+from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.index.arguments import check_features, check_k, check_lists, check_vectors
 from tfrs_negatives.index.retriever import Retriever
-from tfrs_negatives.types import bad_input
 
 
 def brute_force(items, queries, k, *, exclude=None, allow=None, allow_groups=None, padding=-1):

@@ -7,13 +7,13 @@ import threading
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.files import put_in_place
-from tfrs_negatives.index import archive
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.files import put_in_place
 from tfrs_negatives.index.arguments import check_features, check_k, check_lists
 from tfrs_negatives.index.retriever import Retriever
-from tfrs_negatives.run_tables import write_columns
-from tfrs_negatives.serving.deployment import Deployment
-from tfrs_negatives.types import bad_input
+from tfrs_negatives.index.saved import archive
+from tfrs_negatives.runs.tables import write_columns
+from tfrs_negatives.serve.deployment import Deployment
 
 NUM_ITEMS, NUM_USERS = 30, 20
 ITEM_IDS = np.arange(100, 100 + NUM_ITEMS)

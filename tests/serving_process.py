@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tfrs_negatives.cli import main
-from tfrs_negatives.serving.deployment import Deployment
+from tfrs_negatives.cli.main import main
+from tfrs_negatives.serve.deployment import Deployment
 
 # isort: split
 from serving_cases import open_fake

@@ -6,11 +6,12 @@ import numpy as np
 import reference
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.propose.frequency import ExactFrequency
-from tfrs_negatives.score.affinity import ItemBias
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.types import Candidates, Part
+from tfrs_negatives.core.part import Part
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.step.frequency import ExactFrequency
+from tfrs_negatives.step.records import Candidates
+from tfrs_negatives.step.score import ItemBias
+from tfrs_negatives.step.task import Retrieval
 
 NUM_ROWS, DIM, NUM_ITEMS = 5, 4, 12
 CATALOGUE = ItemCatalogue(np.arange(NUM_ITEMS) + 100)

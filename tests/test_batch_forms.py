@@ -21,14 +21,14 @@ from test_two_tower import (
     titles,
 )
 
-from tfrs_negatives.propose.frequency import StreamingFrequency
-from tfrs_negatives.propose.negatives import CrossBatch, InBatch
-from tfrs_negatives.recipes import in_batch, mixed_negative_sampling
-from tfrs_negatives.score.keep_masks import AccidentalHits
-from tfrs_negatives.train.hard_negatives import Hardest
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.train.two_tower import TwoTower
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.model.recipes import in_batch, mixed_negative_sampling
+from tfrs_negatives.model.two_tower import TwoTower
+from tfrs_negatives.step.frequency import StreamingFrequency
+from tfrs_negatives.step.masks.keep import AccidentalHits
+from tfrs_negatives.step.miners import Hardest
+from tfrs_negatives.step.samplers import CrossBatch, InBatch
+from tfrs_negatives.step.task import Retrieval
 
 ROWS = len(LOG_ITEMS)
 COLUMNS = {"user_id": LOG_USERS, "title": titles(LOG_ITEMS)}

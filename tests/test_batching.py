@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from replicas import strategy_with_collectives
 
-from tfrs_negatives.batching import ClusteredBatches, RefreshClusters, doubling
-from tfrs_negatives.batching.epoch_order import clustered_order
-from tfrs_negatives.callbacks import Checkpoints
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.train.two_tower import TwoTower
-from tfrs_negatives.types import InputError
+from tfrs_negatives.clustering import ClusteredBatches, RefreshClusters, doubling
+from tfrs_negatives.clustering.epoch_order import clustered_order
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.model.two_tower import TwoTower
+from tfrs_negatives.runs.checkpoints import Checkpoints
 
 NUM_USERS, NUM_ITEMS, NUM_EVENTS = 40, 30, 500
 ITEMS = ItemCatalogue(np.arange(NUM_ITEMS))

@@ -11,12 +11,12 @@ import reference_sources as reference
 import tensorflow as tf
 from reference import full_softmax
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.propose.frequency import ExactFrequency
-from tfrs_negatives.propose.negatives import LogUniform, Popularity, Uniform
-from tfrs_negatives.train.context import build_context
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.step.batch import build_context
+from tfrs_negatives.step.frequency import ExactFrequency
+from tfrs_negatives.step.samplers import LogUniform, Popularity, Uniform
+from tfrs_negatives.step.task import Retrieval
 
 N = 12
 # Neither sorted by id nor by count; three items without any event, some with equal counts.

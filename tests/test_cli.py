@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tfrs_negatives.cli import main
+from tfrs_negatives.cli.main import main
 
 SMALL = [
     "data.columns.user=query_id",
@@ -42,7 +42,7 @@ def run_folder(log_file, tmp_path_factory):
 def test_help_does_not_import_tensorflow():
     program = (
         "import sys; sys.argv = ['tfrs-negatives', '--help']\n"
-        "from tfrs_negatives.cli import main\n"
+        "from tfrs_negatives.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "sys.exit('tensorflow' in sys.modules)"

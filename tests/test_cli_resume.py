@@ -14,10 +14,11 @@ import pytest
 import tensorflow as tf
 from test_cli import SMALL
 
-from tfrs_negatives import experiments, run_folder
-from tfrs_negatives.config import load_config
-from tfrs_negatives.progress import EpochProgress
-from tfrs_negatives.run_folder import unfinished_of
+from tfrs_negatives.runs import folder as run_folder
+from tfrs_negatives.runs import train as experiments
+from tfrs_negatives.runs.config import load_config
+from tfrs_negatives.runs.folder import unfinished_of
+from tfrs_negatives.runs.progress import EpochProgress
 
 # 320 training events: epochs of 5 steps, checkpoints after 2, 4, 5, 7, 9 and 10.
 OPTIONS = [*SMALL, "train.checkpoint_every_steps=2", "evaluation.every_epochs=2"]

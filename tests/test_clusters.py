@@ -8,9 +8,9 @@ import reference_batching as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfrs_negatives.batching import clusters as module
-from tfrs_negatives.batching.clusters import balanced_clusters, cluster_bounds
-from tfrs_negatives.types import InputError
+from tfrs_negatives.clustering import clusters as module
+from tfrs_negatives.clustering.clusters import balanced_clusters, cluster_bounds
+from tfrs_negatives.core.errors import InputError
 
 
 def draw(num_rows: int, dim: int, seed: int = 0) -> np.ndarray:

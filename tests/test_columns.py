@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from tfrs_negatives.core.columns import read_column
-from tfrs_negatives.core.ids import as_ids, to_keys
-from tfrs_negatives.core.roles import as_feature, as_numbers, as_times, as_type
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.columns import read_column
+from tfrs_negatives.data.ids import as_ids, to_keys
+from tfrs_negatives.data.roles import as_feature, as_numbers, as_times, as_type
 
 IDS = [
     ([7, 8], [7, 8]),

@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tfrs_negatives.comparison import compare, read_variants
-from tfrs_negatives.comparison.diagnostics import compare_log_q
-from tfrs_negatives.comparison.plots import COLOURS, draw_plots, look_of
-from tfrs_negatives.comparison.report import render
-from tfrs_negatives.experiments import load_data, load_run
-from tfrs_negatives.progress import EpochProgress
-from tfrs_negatives.run_folder import unfinished_of
+from tfrs_negatives.compare import compare, read_variants
+from tfrs_negatives.compare.diagnostics import compare_log_q
+from tfrs_negatives.compare.plots import COLOURS, draw_plots, look_of
+from tfrs_negatives.compare.report import render
+from tfrs_negatives.runs.folder import unfinished_of
+from tfrs_negatives.runs.progress import EpochProgress
+from tfrs_negatives.runs.train import load_data, load_run
 
 # ------------------------------------------------------------------ runs
 
@@ -220,7 +220,7 @@ def trained(monkeypatch):
     monkeypatch.setattr(EpochProgress, "on_train_begin", note)
     monkeypatch.setattr(EpochProgress, "on_train_batch_end", maybe_fail)
     # The plots have tests of their own.
-    monkeypatch.setattr("tfrs_negatives.comparison.report.draw_plots", lambda results: {})
+    monkeypatch.setattr("tfrs_negatives.compare.report.draw_plots", lambda results: {})
     return labels, begun, fail
 
 
@@ -360,7 +360,7 @@ def test_the_page_says_the_numbers(results, page):
 
 
 def test_without_key_with_one_variant_and_one_seed(log_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("tfrs_negatives.comparison.plots.DPI", 50)
+    monkeypatch.setattr("tfrs_negatives.compare.plots.DPI", 50)
     text = SETTINGS.format(source=log_file, role="query", correct="both", frequency="interval")
     (tmp_path / "only.yaml").write_text(text)
     variants = read_variants([tmp_path / "only.yaml"], overrides=["train.epochs=1"])
@@ -408,7 +408,7 @@ def many(results, names, *, seeds):
 @pytest.mark.parametrize("seeds", [1, 2])
 @pytest.mark.parametrize("num_variants", [1, 12])
 def test_it_looks_right_at_other_sizes(results, monkeypatch, num_variants, seeds):
-    monkeypatch.setattr("tfrs_negatives.comparison.plots.DPI", 50)
+    monkeypatch.setattr("tfrs_negatives.compare.plots.DPI", 50)
     odd = ["_hidden", "a $5 b $6", "most popular", "x" * 70, "<script>alert(1)</script>"]
     names = [*odd, *(f"long_name_of_a_file, temperature=0.{i}, k=1" for i in range(7))]
     found = many(results, names[:num_variants], seeds=seeds)

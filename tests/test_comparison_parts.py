@@ -11,20 +11,15 @@ import numpy as np
 import pytest
 from evaluation_cases import from_scores, log
 
-from tfrs_negatives.comparison import read_variants
-from tfrs_negatives.comparison.diagnostics import liked_popularity, score_histograms
-from tfrs_negatives.comparison.results import judge
-from tfrs_negatives.comparison.runs import Run, run_configs
-from tfrs_negatives.comparison.statistics import (
-    QueryScores,
-    holm,
-    paired_test,
-    user_differences,
-)
-from tfrs_negatives.comparison.variants import check_variants, folder_names
-from tfrs_negatives.config import RunConfig, load_config
-from tfrs_negatives.datasets import RetrievalData
-from tfrs_negatives.types import InputError
+from tfrs_negatives.compare import read_variants
+from tfrs_negatives.compare.diagnostics import liked_popularity, score_histograms
+from tfrs_negatives.compare.results import judge
+from tfrs_negatives.compare.runs import Run, run_configs
+from tfrs_negatives.compare.statistics import QueryScores, holm, paired_test, user_differences
+from tfrs_negatives.compare.variants import check_variants, folder_names
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import RetrievalData
+from tfrs_negatives.runs.config import RunConfig, load_config
 
 # ------------------------------------------------------------------ variants
 
@@ -185,7 +180,7 @@ def test_without_a_difference_p_is_uniform():
 def test_chunks_change_nothing(monkeypatch):
     x = np.random.default_rng(3).normal(0.1, 1, 64)
     whole = paired_test(x, num_flips=1001)
-    monkeypatch.setattr("tfrs_negatives.comparison.statistics.CHUNK_BYTES", 8 * 64 * 7)
+    monkeypatch.setattr("tfrs_negatives.compare.statistics.CHUNK_BYTES", 8 * 64 * 7)
     assert paired_test(x, num_flips=1001) == whole
     assert 1 / 1002 < whole.p < 1
 

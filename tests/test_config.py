@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from tfrs_negatives.config import RunConfig, load_config
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.runs.config import RunConfig, load_config
 
 
 def test_defaults_without_a_file():

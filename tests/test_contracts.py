@@ -16,35 +16,13 @@ import pytest
 import tensorflow as tf
 
 import tfrs_negatives
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.propose.drift import FeatureDrift
-from tfrs_negatives.propose.frequency import ExactFrequency, StreamingFrequency
-from tfrs_negatives.propose.memory_bank import MemoryBank
-from tfrs_negatives.propose.negative_table import NegativeTable
-from tfrs_negatives.propose.negatives import (
-    CrossBatch,
-    Explicit,
-    InBatch,
-    IndexStream,
-    LogUniform,
-    Popularity,
-    Uniform,
-    Weighted,
-)
-from tfrs_negatives.propose.negatives.catalogue_draws import CatalogueDraws, CountedDraws
-from tfrs_negatives.score import known_positives
-from tfrs_negatives.score.affinity import Affinity, ItemBias
-from tfrs_negatives.score.keep_masks import AccidentalHits, ScoreMargin
-from tfrs_negatives.score.known_positives import KnownPositives
-from tfrs_negatives.train.hard_negatives import (
-    Hardest,
-    RandomOfTop,
-    RankedMiner,
-    SemiHard,
-    WithinPositiveRadius,
-)
-from tfrs_negatives.train.losses import (
+from tfrs_negatives.core.part import Part
+from tfrs_negatives.core.types import EMPTY_ID
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.model.two_tower import TwoTower
+from tfrs_negatives.step.frequency import ExactFrequency, StreamingFrequency
+from tfrs_negatives.step.losses import (
     BPR,
     DecoupledSoftmax,
     EasyHardMixture,
@@ -54,10 +32,34 @@ from tfrs_negatives.train.losses import (
     TripletLogistic,
     masked_log_sum_exp,
 )
-from tfrs_negatives.train.step_report import StepReport
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.train.two_tower import TwoTower
-from tfrs_negatives.types import EMPTY_ID, Logits, Part
+from tfrs_negatives.step.masks import known_positives
+from tfrs_negatives.step.masks.keep import AccidentalHits, ScoreMargin
+from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.step.miners import (
+    Hardest,
+    RandomOfTop,
+    RankedMiner,
+    SemiHard,
+    WithinPositiveRadius,
+)
+from tfrs_negatives.step.records import Logits
+from tfrs_negatives.step.report import StepReport
+from tfrs_negatives.step.samplers import (
+    CrossBatch,
+    Explicit,
+    InBatch,
+    IndexStream,
+    LogUniform,
+    Popularity,
+    Uniform,
+    Weighted,
+)
+from tfrs_negatives.step.samplers.catalogue_draws import CatalogueDraws, CountedDraws
+from tfrs_negatives.step.samplers.drift import FeatureDrift
+from tfrs_negatives.step.samplers.memory_bank import MemoryBank
+from tfrs_negatives.step.samplers.negative_table import NegativeTable
+from tfrs_negatives.step.score import Affinity, ItemBias
+from tfrs_negatives.step.task import Retrieval
 
 B, D, N = 6, 4, 10
 CATALOGUE = ItemCatalogue(np.arange(N))

@@ -10,17 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import EMPTY, batch_columns, numerical_gradient
 
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.propose.drift import FeatureDrift
-from tfrs_negatives.propose.frequency import ExactFrequency
-from tfrs_negatives.propose.negatives import CrossBatch, InBatch, Weighted
-from tfrs_negatives.score.keep_masks import AccidentalHits
-from tfrs_negatives.score.known_positives import KnownPositives
-from tfrs_negatives.train.losses import SampledSoftmax
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.train.two_tower import TwoTower
-from tfrs_negatives.types import InputError, Part
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.core.part import Part
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.model.two_tower import TwoTower
+from tfrs_negatives.step.frequency import ExactFrequency
+from tfrs_negatives.step.losses import SampledSoftmax
+from tfrs_negatives.step.masks.keep import AccidentalHits
+from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.step.samplers import CrossBatch, InBatch, Weighted
+from tfrs_negatives.step.samplers.drift import FeatureDrift
+from tfrs_negatives.step.task import Retrieval
 
 N, D, B, M = 9, 3, 4, 10
 CATALOGUE = ItemCatalogue(np.arange(N) * 5)

@@ -12,16 +12,16 @@ import reference_cross_batch_ngame as thesis
 import tensorflow as tf
 from reference_sources import Bank, drift, probed_steps
 
-from tfrs_negatives.batching import ClusteredBatches, doubling
-from tfrs_negatives.batching.clusters import MEANS_STEPS, POWER_STEPS, cluster_bounds
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.propose.frequency import ExactFrequency
-from tfrs_negatives.propose.negatives import CrossBatch, InBatch
-from tfrs_negatives.score.known_positives import KnownPositives
-from tfrs_negatives.train.hard_negatives import WithinPositiveRadius
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.train.two_tower import TwoTower
+from tfrs_negatives.clustering import ClusteredBatches, doubling
+from tfrs_negatives.clustering.clusters import MEANS_STEPS, POWER_STEPS, cluster_bounds
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.model.two_tower import TwoTower
+from tfrs_negatives.step.frequency import ExactFrequency
+from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.step.miners import WithinPositiveRadius
+from tfrs_negatives.step.samplers import CrossBatch, InBatch
+from tfrs_negatives.step.task import Retrieval
 
 NUM_USERS, NUM_ITEMS, DIM, BATCH, CAPACITY = 16, 12, 3, 8, 20
 TEMPERATURE, RATE, EPOCHS, MAX_DRIFT = 0.5, 0.4, 6, 0.6

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrs_negatives.core.ids import to_keys
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.encode.features import encode_feature, infer_features
-from tfrs_negatives.encode.towers import build_tower
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.ids import to_keys
+from tfrs_negatives.step.task import Retrieval
+from tfrs_negatives.towers.build import build_tower
+from tfrs_negatives.towers.features import encode_feature, infer_features
 
 D = 5
 COLUMNS = {

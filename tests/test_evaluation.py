@@ -9,10 +9,10 @@ import tensorflow_recommenders as tfrs
 from evaluation_cases import FakeModel, from_scores, log
 from reference_metrics import evaluate_slowly
 
-from tfrs_negatives.datasets.interactions import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.interactions import Interactions
 from tfrs_negatives.evaluation import MostPopular, RandomRanking, evaluate
-from tfrs_negatives.types import InputError
 
 
 def random_case(seed, *, num_queries, num_items, num_test, num_seen, levels):

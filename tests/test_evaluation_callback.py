@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 from evaluation_cases import log
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.evaluation import TopKEvaluation
-from tfrs_negatives.types import InputError
 
 
 class Trainable(tf.keras.Model):

@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 from frequency_helpers import keys, probability
 
-from tfrs_negatives.core.ids import to_keys
-from tfrs_negatives.propose.frequency import ExactFrequency
-from tfrs_negatives.types import EMPTY_ID, InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.core.types import EMPTY_ID
+from tfrs_negatives.data.ids import to_keys
+from tfrs_negatives.step.frequency import ExactFrequency
 
 
 def test_exact_shares():

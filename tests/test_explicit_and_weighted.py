@@ -25,8 +25,14 @@ from small_batch import (
     run,
 )
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.propose.negatives import (
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.core.part import Part
+from tfrs_negatives.core.types import EMPTY_ID
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.step.losses import EasyHardMixture, SampledSoftmax
+from tfrs_negatives.step.masks.keep import AccidentalHits
+from tfrs_negatives.step.records import Logits
+from tfrs_negatives.step.samplers import (
     CrossBatch,
     Explicit,
     InBatch,
@@ -34,10 +40,7 @@ from tfrs_negatives.propose.negatives import (
     Uniform,
     Weighted,
 )
-from tfrs_negatives.score.keep_masks import AccidentalHits
-from tfrs_negatives.train.losses import EasyHardMixture, SampledSoftmax
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.types import EMPTY_ID, InputError, Logits, Part
+from tfrs_negatives.step.task import Retrieval
 
 # Nothing, one's own positive (row 0 has 103), an item of the batch, and one twice.
 REJECTED = [[100, 103], [102], [], [107, 105, 105], [111, 100, 104]]

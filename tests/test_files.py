@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from tfrs_negatives import files
+from tfrs_negatives.core import files
 
 
 def make(folder, text):

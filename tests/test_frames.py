@@ -20,9 +20,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfrs_negatives.core.schema import Column
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.schema import Column
 
 COLUMNS = ("user", "item", "time", "age", "city", "visits", "weight", "label")
 CONTAINERS = ("csv", "parquet", "pandas", "polars", "tf.data", "tf.data batches")

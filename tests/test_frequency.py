@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_frequency import ReferenceCounts, ReferenceGaps, splitmix_finaliser
 
-from tfrs_negatives.propose.frequency import StreamingFrequency, _mix
-from tfrs_negatives.types import EMPTY_ID, InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.core.types import EMPTY_ID
+from tfrs_negatives.step.frequency import StreamingFrequency, _mix
 
 INT64 = st.integers(-(2**63) + 1, 2**63 - 1)
 

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 from frequency_helpers import METHODS, feed, hit, keys, probability, slots
 
-from tfrs_negatives.propose.frequency import StreamingFrequency
-from tfrs_negatives.types import EMPTY_ID
+from tfrs_negatives.core.types import EMPTY_ID
+from tfrs_negatives.step.frequency import StreamingFrequency
 
 # Many batches.
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.encode.feature_layers import IdDropout
-from tfrs_negatives.recipes import mixed_negative_sampling
-from tfrs_negatives.score.affinity import ItemBias
-from tfrs_negatives.train.gradient_cache import check_repeatable, encode_in_chunks
-from tfrs_negatives.train.two_tower import TwoTower
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.model.recipes import mixed_negative_sampling
+from tfrs_negatives.model.two_tower import TwoTower
+from tfrs_negatives.step.score import ItemBias
+from tfrs_negatives.towers.chunked import check_repeatable, encode_in_chunks
+from tfrs_negatives.towers.layers import IdDropout
 
 IDS, WIDTH, D = 30, 3, 4
 LAYERS = tf.keras.layers

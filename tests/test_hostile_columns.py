@@ -13,17 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from tfrs_negatives.core.columns import read_column
-from tfrs_negatives.core.ids import as_ids
-from tfrs_negatives.core.roles import as_feature, as_times, as_type
-from tfrs_negatives.core.schema import Column, Schema
-from tfrs_negatives.datasets import Interactions, ItemTable, load, splits
-from tfrs_negatives.datasets.describe import describe
-from tfrs_negatives.datasets.retrieval_data import RetrievalData
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.encode.features import infer_features
-from tfrs_negatives.encode.towers import build_tower
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import Interactions, ItemTable, load, splits
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.columns import read_column
+from tfrs_negatives.data.ids import as_ids
+from tfrs_negatives.data.retrieval_data import RetrievalData
+from tfrs_negatives.data.roles import as_feature, as_times, as_type
+from tfrs_negatives.data.schema import Column, Schema
+from tfrs_negatives.runs.describe import describe
+from tfrs_negatives.towers.build import build_tower
+from tfrs_negatives.towers.features import infer_features
 
 IDS = {"user": "query_id", "item": "item_id"}
 

@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.encode.features import FeatureSpec, IdDropout
-from tfrs_negatives.encode.towers import build_tower
+from tfrs_negatives.towers.build import build_tower
+from tfrs_negatives.towers.features import FeatureSpec, IdDropout
 
 ROWS = tf.range(1, 4001, dtype=tf.int64)
 

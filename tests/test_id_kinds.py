@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.evaluation.held_out import hold_out
-from tfrs_negatives.propose.frequency import ExactFrequency, StreamingFrequency
-from tfrs_negatives.propose.negatives import Explicit, InBatch, LogUniform, Uniform, Weighted
-from tfrs_negatives.score.affinity import ItemBias
-from tfrs_negatives.score.known_positives import KnownPositives
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.types import InputError
+from tfrs_negatives.step.frequency import ExactFrequency, StreamingFrequency
+from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.step.samplers import Explicit, InBatch, LogUniform, Uniform, Weighted
+from tfrs_negatives.step.score import ItemBias
+from tfrs_negatives.step.task import Retrieval
 
 TEXTS, NUMBERS = ItemCatalogue(["7", "8", "9"]), ItemCatalogue([7, 8, 9])
 COUNTS = [3, 1, 2]

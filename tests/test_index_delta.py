@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retriever_cases import NumpyRetriever, brute_force
 
-from tfrs_negatives.index.changes import ChangeLog
-from tfrs_negatives.index.delta import DeltaIndex
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.index.live.changes import ChangeLog
+from tfrs_negatives.index.live.delta import DeltaIndex
 
 WIDTH = 4
 POOL = np.random.default_rng(0).normal(size=[400, WIDTH]).astype(np.float32)
@@ -225,7 +225,7 @@ def test_many_queries_are_answered_in_parts(monkeypatch):
     many = np.repeat(QUERIES, 25, axis=0)
     lists = [[50]] * 25 + [[51, 5]] * 25
     whole = index.search(many, 8, exclude=lists)
-    monkeypatch.setattr("tfrs_negatives.index.changes._CELLS_AT_ONCE", 7)
+    monkeypatch.setattr("tfrs_negatives.index.live.changes._CELLS_AT_ONCE", 7)
     for first, second in zip(whole, index.search(many, 8, exclude=lists), strict=True):
         np.testing.assert_array_equal(first, second)
     assert {len(part) for part in whole} == {50}

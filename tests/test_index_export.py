@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from index_cases import NUM_USERS, FakeModel, index_with_a_small_leaf, make_model
 
+from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.index import ExportError, build_index, export_index, load_index
-from tfrs_negatives.index import export as export_module
-from tfrs_negatives.types import InputError
+from tfrs_negatives.index.saved import export as export_module
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from index_cases import NUM_USERS, make_model
 
+from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.index import build_index, export_index, load_index
-from tfrs_negatives.index.backends import Depth, ScannSettings
-from tfrs_negatives.index.export import same_answers
-from tfrs_negatives.index.filters import FilteredSearch, is_in
-from tfrs_negatives.types import InputError
+from tfrs_negatives.index.saved.export import same_answers
+from tfrs_negatives.index.search.backends import Depth, ScannSettings
+from tfrs_negatives.index.search.filters import FilteredSearch, is_in
 
 NUM_ITEMS = 1500
 # Whole corpus: ScaNN then finds what an exact search finds, so that only the filters are tested.

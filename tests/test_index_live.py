@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retriever_cases import brute_force
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.index import LiveIndex, export_index, load_index
-from tfrs_negatives.index.backends import Depth, ScannSettings
-from tfrs_negatives.index.locks import ReadWriteLock
-from tfrs_negatives.types import InputError
+from tfrs_negatives.index.saved.locks import ReadWriteLock
+from tfrs_negatives.index.search.backends import Depth, ScannSettings
 
 WIDTH = 8
 # All leaves, all candidates: what ScaNN finds is exact, so only the changes are tested.

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from retriever_cases import brute_force
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.index import LiveIndex, build_index
-from tfrs_negatives.index.backends import Depth, ScannSettings
-from tfrs_negatives.index.live_rows import LiveRows
-from tfrs_negatives.types import InputError
+from tfrs_negatives.index.live.rows import LiveRows
+from tfrs_negatives.index.search.backends import Depth, ScannSettings
 
 WIDTH = 4
 POOL = np.random.default_rng(0).normal(size=[3000, WIDTH]).astype(np.float32)
@@ -52,10 +52,10 @@ def items_of(index):
 @pytest.fixture
 def small_trees(monkeypatch):
     """ScaNN with a tree even for few items, and asked even for a large part of them."""
-    monkeypatch.setattr("tfrs_negatives.index.live_rows.SMALLEST_TREE", 10)
-    monkeypatch.setattr("tfrs_negatives.index.live_rows._DEEPEST_SHARE", 1)
+    monkeypatch.setattr("tfrs_negatives.index.live.rows.SMALLEST_TREE", 10)
+    monkeypatch.setattr("tfrs_negatives.index.live.rows._DEEPEST_SHARE", 1)
     # So few that older items are found by ScaNN alone, and one of them may have been fresh.
-    monkeypatch.setattr("tfrs_negatives.index.live_rows._NUM_FRESH", 3)
+    monkeypatch.setattr("tfrs_negatives.index.live.rows._NUM_FRESH", 3)
     return ScannSettings(num_leaves=3, depths=(Depth(k=1, leaves=3, reorder=50),))
 
 

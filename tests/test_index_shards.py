@@ -6,6 +6,7 @@ import pytest
 from index_cases import NUM_USERS, make_model
 from retriever_cases import NumpyRetriever, brute_force
 
+from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.index import (
     DeltaIndex,
     ShardedIndex,
@@ -15,7 +16,6 @@ from tfrs_negatives.index import (
     load_shards,
     vectors_to_parquet,
 )
-from tfrs_negatives.types import InputError
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,8 @@ def test_parts_come_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="`byte_budget`: expected at least 32, one vector"):
         export_shards(model, tmp_path / "parts", byte_budget=31)
     monkeypatch.setattr(
-        "tfrs_negatives.index.shards.export_index", lambda *_, **__: (_ for _ in ()).throw(OSError)
+        "tfrs_negatives.index.live.shards.export_index",
+        lambda *_, **__: (_ for _ in ()).throw(OSError),
     )
     with pytest.raises(OSError):  # noqa: PT011
         export_shards(model, tmp_path / "parts", byte_budget=10_000)

@@ -10,8 +10,8 @@ import tensorflow as tf
 from index_cases import make_model
 
 from tfrs_negatives.index import build_index
-from tfrs_negatives.index.backends import Depth, ExactSearch, ScannSearch, ScannSettings
-from tfrs_negatives.index.tuning import Trial, tune
+from tfrs_negatives.index.build.tuning import Trial, tune
+from tfrs_negatives.index.search.backends import Depth, ExactSearch, ScannSearch, ScannSettings
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_leaves_are_doubled_and_then_halved(tuned):
 
 def test_what_cannot_be_reached_is_said(monkeypatch, caplog):
     # Only the best by four-bit codes is ever scored exactly.
-    monkeypatch.setattr("tfrs_negatives.index.tuning._REORDERS", (1,))
+    monkeypatch.setattr("tfrs_negatives.index.build.tuning._REORDERS", (1,))
     noise = np.random.default_rng(2).normal(size=[2000, 32]).astype(np.float32)
     with caplog.at_level(logging.WARNING):
         search, sweep, recall = tune(noise[:1200], noise[1200:], k=1, target=1.0)

@@ -13,13 +13,15 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfrs_negatives.core.ids import to_keys
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.score import known_positives
-from tfrs_negatives.score.keep_masks import AccidentalHits, ScoreMargin
-from tfrs_negatives.score.known_positives import KnownPositives
-from tfrs_negatives.types import EMPTY_ID, CandidatePool, InputError, Logits, StepContext
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.core.types import EMPTY_ID
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.ids import to_keys
+from tfrs_negatives.step.masks import known_positives
+from tfrs_negatives.step.masks.keep import AccidentalHits, ScoreMargin
+from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.step.records import CandidatePool, Logits, StepContext
 
 NUM_ITEMS = 9
 ITEM_IDS = [int(i) for i in np.random.default_rng(0).permutation(NUM_ITEMS) * 7 - 14]

@@ -42,7 +42,7 @@ def test_keras_3_first_is_one_clear_sentence():
 
 
 def test_legacy_keras_first_is_fine():
-    code = f"{VERSION}; import tfrs_negatives; from tfrs_negatives.train.task import Retrieval"
+    code = f"{VERSION}; import tfrs_negatives; from tfrs_negatives.step.task import Retrieval"
     done = python(code, TF_USE_LEGACY_KERAS="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("tf_keras.")

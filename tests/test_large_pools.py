@@ -8,9 +8,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfrs_negatives.train.large_pools import chunked_log_sum_exp, columns_within
-from tfrs_negatives.train.losses import masked_log_sum_exp
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.step.blocks import chunked_log_sum_exp, columns_within
+from tfrs_negatives.step.losses import masked_log_sum_exp
 
 D = 3
 # Rows, columns, block: equal blocks, a rest, one block, a block too wide, blocks of one.

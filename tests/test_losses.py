@@ -10,7 +10,8 @@ import reference
 import reference_hard_negatives as slow
 import tensorflow as tf
 
-from tfrs_negatives.train.losses import (
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.step.losses import (
     BPR,
     DecoupledSoftmax,
     PointwiseBCE,
@@ -18,8 +19,8 @@ from tfrs_negatives.train.losses import (
     TripletHinge,
     TripletLogistic,
 )
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.types import InputError, Logits, MorePositives
+from tfrs_negatives.step.records import Logits, MorePositives
+from tfrs_negatives.step.task import Retrieval
 
 B, C = 6, 8
 RNG = np.random.default_rng(0)

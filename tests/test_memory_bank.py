@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference import EMPTY
 
-from tfrs_negatives.propose.memory_bank import MemoryBank
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.step.samplers.memory_bank import MemoryBank
 
 D = 2
 

@@ -8,18 +8,14 @@ import reference_hard_negatives as slow
 import tensorflow as tf
 from small_batch import BATCH_IDS, CATALOGUE, NUM_ROWS, exact_frequency, run
 
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.propose.negatives import Explicit, InBatch
-from tfrs_negatives.score.keep_masks import AccidentalHits
-from tfrs_negatives.score.known_positives import KnownPositives
-from tfrs_negatives.train.hard_negatives import (
-    Hardest,
-    RandomOfTop,
-    SemiHard,
-    WithinPositiveRadius,
-)
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.types import InputError, Logits, MorePositives
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.step.masks.keep import AccidentalHits
+from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.step.miners import Hardest, RandomOfTop, SemiHard, WithinPositiveRadius
+from tfrs_negatives.step.records import Logits, MorePositives
+from tfrs_negatives.step.samplers import Explicit, InBatch
+from tfrs_negatives.step.task import Retrieval
 
 B, C = 7, 9
 

@@ -17,17 +17,19 @@ from hypothesis import strategies as st
 from reference_mining import mine_one
 from test_cli import SMALL
 
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.core.types import EMPTY_ID
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.index import build_index
 from tfrs_negatives.mining import MineHardNegatives, MiningRules, mine_hard_negatives, rules
 from tfrs_negatives.mining.mine import _Searcher
-from tfrs_negatives.propose.negative_table import NegativeTable
-from tfrs_negatives.propose.negatives import Explicit, InBatch
-from tfrs_negatives.score.keep_masks import ScoreMargin
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.train.two_tower import TwoTower
-from tfrs_negatives.types import EMPTY_ID, InputError, Logits
+from tfrs_negatives.model.two_tower import TwoTower
+from tfrs_negatives.step.masks.keep import ScoreMargin
+from tfrs_negatives.step.records import Logits
+from tfrs_negatives.step.samplers import Explicit, InBatch
+from tfrs_negatives.step.samplers.negative_table import NegativeTable
+from tfrs_negatives.step.task import Retrieval
 
 N = 50
 MODEL = index_cases.make_model(N)

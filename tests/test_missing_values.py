@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrs_negatives.core.schema import Column
-from tfrs_negatives.core.signature import FeatureSignature, may_miss
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.encode.features import infer_features
-from tfrs_negatives.encode.towers import build_tower
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.schema import Column
 from tfrs_negatives.index.arguments import check_features
-from tfrs_negatives.types import InputError
+from tfrs_negatives.towers.build import build_tower
+from tfrs_negatives.towers.features import infer_features
+from tfrs_negatives.towers.signature import FeatureSignature, may_miss
 
 OWN = Column("query", missing="own")
 COLUMNS = {"age": OWN, "city": OWN, "visits": OWN, "vector": OWN, "past": OWN}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tfrs_negatives.config import load_config
-from tfrs_negatives.datasets import Interactions, RetrievalData
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.model_builder import build_batches, build_model
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import Interactions, RetrievalData
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.runs.build import build_batches, build_model
+from tfrs_negatives.runs.config import load_config
 
 SMALL = ["model.embedding_dim=2", "model.hidden=[4]", "model.output_dim=2"]
 

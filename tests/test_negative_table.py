@@ -12,16 +12,17 @@ import tensorflow as tf
 from replicas import strategy_with_collectives
 from small_batch import CATALOGUE, exact_frequency, run
 
-from tfrs_negatives.callbacks import Checkpoints
-from tfrs_negatives.core.ids import to_keys
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.core.types import EMPTY_ID
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.ids import to_keys
 from tfrs_negatives.mining import MineHardNegatives, mine_hard_negatives
-from tfrs_negatives.propose.negative_table import NegativeTable
-from tfrs_negatives.propose.negatives import Explicit, InBatch, Weighted
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.train.two_tower import TwoTower
-from tfrs_negatives.types import EMPTY_ID, InputError
+from tfrs_negatives.model.two_tower import TwoTower
+from tfrs_negatives.runs.checkpoints import Checkpoints
+from tfrs_negatives.step.samplers import Explicit, InBatch, Weighted
+from tfrs_negatives.step.samplers.negative_table import NegativeTable
+from tfrs_negatives.step.task import Retrieval
 
 N, USERS = 30, 12
 ITEMS = ItemCatalogue(np.arange(N))

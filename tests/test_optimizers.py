@@ -7,7 +7,7 @@ import pytest
 import reference
 import tensorflow as tf
 
-from tfrs_negatives.optimizers import SparseAdam
+from tfrs_negatives.model.optimizers import SparseAdam
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(6, 3)).astype(np.float32)

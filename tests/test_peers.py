@@ -10,13 +10,13 @@ import pytest
 import tensorflow as tf
 from evaluation_cases import from_scores, log
 
-from tfrs_negatives.config import load_config
-from tfrs_negatives.datasets import RetrievalData
-from tfrs_negatives.encode.catalogue import ItemCatalogue
+from tfrs_negatives.data import RetrievalData
+from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.evaluation import evaluate
 from tfrs_negatives.evaluation.held_out import hold_out
 from tfrs_negatives.evaluation.summary import summarize
-from tfrs_negatives.experiments import load_data
+from tfrs_negatives.runs.config import load_config
+from tfrs_negatives.runs.train import load_data
 
 pytest.importorskip("implicit", reason="the extra `peers` is not installed")
 

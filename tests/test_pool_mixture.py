@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.propose.frequency import ExactFrequency
-from tfrs_negatives.propose.negatives import CrossBatch, InBatch, IndexStream, Uniform, Weighted
-from tfrs_negatives.propose.pool import build_pools, mixture_log_expected_count
-from tfrs_negatives.train.context import build_context
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.step.batch import build_context
+from tfrs_negatives.step.frequency import ExactFrequency
+from tfrs_negatives.step.merge import build_pools, mixture_log_expected_count
+from tfrs_negatives.step.samplers import CrossBatch, InBatch, IndexStream, Uniform, Weighted
 
 CATALOGUE = ItemCatalogue([10, 20, 30, 40])
 SHARES = ExactFrequency([10, 20, 30, 40, 99], [8, 4, 2, 2, 4])

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.encode.features import FeatureSpec
-from tfrs_negatives.encode.towers import build_tower
-from tfrs_negatives.optimizers import SparseAdam
-from tfrs_negatives.propose.negatives import CrossBatch, Explicit, InBatch, Uniform
-from tfrs_negatives.recipes import frequency_table
-from tfrs_negatives.score.affinity import ItemBias
-from tfrs_negatives.score.known_positives import KnownPositives
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.train.two_tower import TwoTower
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.model.optimizers import SparseAdam
+from tfrs_negatives.model.recipes import frequency_table
+from tfrs_negatives.model.two_tower import TwoTower
+from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.step.samplers import CrossBatch, Explicit, InBatch, Uniform
+from tfrs_negatives.step.score import ItemBias
+from tfrs_negatives.step.task import Retrieval
+from tfrs_negatives.towers.build import build_tower
+from tfrs_negatives.towers.features import FeatureSpec
 
 N, USERS, B, STEPS = 30, 20, 16, 6
 ITEMS = ItemCatalogue(np.arange(N))

@@ -11,12 +11,12 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfrs_negatives.core.schema import Column
-from tfrs_negatives.datasets import Interactions, splits
-from tfrs_negatives.datasets.describe import as_text, describe
-from tfrs_negatives.datasets.retrieval_data import RetrievalData
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import Interactions, splits
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.retrieval_data import RetrievalData
+from tfrs_negatives.data.schema import Column
+from tfrs_negatives.runs.describe import as_text, describe
 
 events = st.lists(
     st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 99)), min_size=1, max_size=12

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrs_negatives.config import RunConfig, parse_yaml
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.train.task import Retrieval
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.runs.config import RunConfig, parse_yaml
+from tfrs_negatives.step.task import Retrieval
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

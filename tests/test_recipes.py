@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tfrs_negatives import losses
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.recipes import (
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.model.recipes import (
     cross_batch_negative_sampling,
     cross_batch_ngame,
     dynamic_negative_sampling,
@@ -17,9 +17,9 @@ from tfrs_negatives.recipes import (
     ngame,
     uniform_negative_sampling,
 )
-from tfrs_negatives.score.keep_masks import AccidentalHits
-from tfrs_negatives.score.known_positives import KnownPositives
-from tfrs_negatives.train.hard_negatives import Hardest, WithinPositiveRadius
+from tfrs_negatives.step.masks.keep import AccidentalHits
+from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.step.miners import Hardest, WithinPositiveRadius
 
 ITEMS = ItemCatalogue(list(range(3000)))
 

@@ -12,13 +12,14 @@ import pytest
 import reference
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.propose.frequency import ExactFrequency
-from tfrs_negatives.propose.negatives import CrossBatch, InBatch, Uniform
-from tfrs_negatives.score.keep_masks import AccidentalHits
-from tfrs_negatives.train.hard_negatives import Hardest
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.types import Candidates, Part
+from tfrs_negatives.core.part import Part
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.step.frequency import ExactFrequency
+from tfrs_negatives.step.masks.keep import AccidentalHits
+from tfrs_negatives.step.miners import Hardest
+from tfrs_negatives.step.records import Candidates
+from tfrs_negatives.step.samplers import CrossBatch, InBatch, Uniform
+from tfrs_negatives.step.task import Retrieval
 
 N = 20
 CATALOGUE = ItemCatalogue(np.arange(N))

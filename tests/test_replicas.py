@@ -17,13 +17,17 @@ import pytest
 import tensorflow as tf
 from replicas import strategy_of, strategy_with_collectives
 
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.encode.across_replicas import all_rows, encode_together, place_of_rows
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.encode.feature_layers import IdDropout
-from tfrs_negatives.optimizers import SparseAdam
-from tfrs_negatives.propose.frequency import ExactFrequency, StreamingFrequency
-from tfrs_negatives.propose.negatives import (
+from tfrs_negatives.core.replicas import all_rows, encode_together, place_of_rows
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.model.optimizers import SparseAdam
+from tfrs_negatives.model.two_tower import TwoTower, describe_last_step
+from tfrs_negatives.step.frequency import ExactFrequency, StreamingFrequency
+from tfrs_negatives.step.losses import DecoupledSoftmax, EasyHardMixture, TripletHinge
+from tfrs_negatives.step.masks.keep import AccidentalHits, ScoreMargin
+from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.step.miners import Hardest, RandomOfTop, WithinPositiveRadius
+from tfrs_negatives.step.samplers import (
     CrossBatch,
     Explicit,
     InBatch,
@@ -33,13 +37,9 @@ from tfrs_negatives.propose.negatives import (
     Uniform,
     Weighted,
 )
-from tfrs_negatives.score.affinity import ItemBias
-from tfrs_negatives.score.keep_masks import AccidentalHits, ScoreMargin
-from tfrs_negatives.score.known_positives import KnownPositives
-from tfrs_negatives.train.hard_negatives import Hardest, RandomOfTop, WithinPositiveRadius
-from tfrs_negatives.train.losses import DecoupledSoftmax, EasyHardMixture, TripletHinge
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.train.two_tower import TwoTower, describe_last_step
+from tfrs_negatives.step.score import ItemBias
+from tfrs_negatives.step.task import Retrieval
+from tfrs_negatives.towers.layers import IdDropout
 
 N, USERS, D, B = 12, 10, 4, 8
 RNG = np.random.default_rng(5)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrs_negatives.callbacks import Checkpoints, restore_newest
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.runs.checkpoints import Checkpoints, restore_newest
 
 SEED, OTHER_SEED = 5, 6
 KILLED_AFTER, OURS_AT = 14, 13  # in the middle of the second epoch of 8 steps

@@ -14,13 +14,13 @@ import pytest
 from matplotlib.figure import Figure
 from test_cli import SMALL
 
-from tfrs_negatives.config import load_config, parse_yaml
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.experiments import load_data, train_run
-from tfrs_negatives.search import driver, plot, run_search
-from tfrs_negatives.search.folder import open_folder
-from tfrs_negatives.search.space import check_space, grid_of, parse_space
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.runs.config import load_config, parse_yaml
+from tfrs_negatives.runs.train import load_data, train_run
+from tfrs_negatives.tune import driver, plot, run_search
+from tfrs_negatives.tune.folder import open_folder
+from tfrs_negatives.tune.space import check_space, grid_of, parse_space
 
 METRIC = "recall_at_5"
 SPACE = ["train.learning_rate=log(1e-3, 1e-1)", "model.temperature=uniform(0.05, 0.3)"]
@@ -628,7 +628,7 @@ def test_a_wrong_space_is_one_sentence_on_the_terminal(call, source, tmp_path):
 
 
 def test_without_optuna_it_says_what_to_install(call, monkeypatch):
-    for name in [n for n in sys.modules if n.startswith("tfrs_negatives.search")]:
+    for name in [n for n in sys.modules if n.startswith("tfrs_negatives.tune")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "optuna", None)
     code, _, err = call("search", "--space", SPACE[0])

@@ -22,10 +22,10 @@ from serving_cases import (
     write_run,
 )
 
-from tfrs_negatives.index.delta import DeltaIndex
-from tfrs_negatives.serving.app import LOOPBACK_NAMES, create_app
-from tfrs_negatives.serving.deployment import Deployment, KeptItem
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.index.live.delta import DeltaIndex
+from tfrs_negatives.serve.app import LOOPBACK_NAMES, create_app
+from tfrs_negatives.serve.deployment import Deployment, KeptItem
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import sys
 import pytest
 from serving_cases import open_fake, write_run
 
-from tfrs_negatives.serving.command import read_token
-from tfrs_negatives.serving.deployment import Deployment
-from tfrs_negatives.serving.server import spare_collections
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.serve.command import read_token
+from tfrs_negatives.serve.deployment import Deployment
+from tfrs_negatives.serve.server import spare_collections
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_beyond_this_machine_a_token_is_needed(call, run_folder, monkeypatch, ho
     def listen(host, port):
         pytest.fail(f"it listens at {host}")
 
-    monkeypatch.setattr("tfrs_negatives.serving.server.listen", listen)
+    monkeypatch.setattr("tfrs_negatives.serve.server.listen", listen)
     line = refused(call, run_folder, "--host", host)
     assert "--token-file or TFRS_NEGATIVES_TOKEN" in line
     assert f"{host} without one" in line
@@ -68,7 +68,7 @@ def test_a_token_file_that_cannot_be_read(call, run_folder, tmp_path):
 
 @pytest.mark.parametrize("missing", ["fastapi", "uvicorn", "prometheus_client"])
 def test_without_what_it_needs_it_says_what_to_install(call, run_folder, monkeypatch, missing):
-    for name in [name for name in sys.modules if name.startswith("tfrs_negatives.serving.")]:
+    for name in [name for name in sys.modules if name.startswith("tfrs_negatives.serve.")]:
         if not name.endswith(".command"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)

@@ -5,10 +5,10 @@ import pytest
 from index_cases import NUM_USERS, make_model
 
 from tfrs_negatives.index import build_index, export_index
-from tfrs_negatives.run_tables import write_columns
-from tfrs_negatives.serving.answers import answer_batch
-from tfrs_negatives.serving.deployment import Deployment, KeptItem
-from tfrs_negatives.serving.schemas import Recommend
+from tfrs_negatives.runs.tables import write_columns
+from tfrs_negatives.serve.answers import answer_batch
+from tfrs_negatives.serve.deployment import Deployment, KeptItem
+from tfrs_negatives.serve.schemas import Recommend
 
 NUM_ITEMS, NEW = 60, 999
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode, checks
 from serving_cases import NUM_ITEMS, deploy, write_run
 
-from tfrs_negatives.serving.app import create_app
+from tfrs_negatives.serve.app import create_app
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pytest
 import tensorflow as tf
 from test_two_tower import ITEMS, LOG_ITEMS, LOG_USERS, USERS, D, N, embedding, titles
 
-from tfrs_negatives.recipes import mixed_negative_sampling
-from tfrs_negatives.train.shared_layers import deserialize_towers
-from tfrs_negatives.train.two_tower import TwoTower
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.model.recipes import mixed_negative_sampling
+from tfrs_negatives.model.two_tower import TwoTower
+from tfrs_negatives.towers.shared_layers import deserialize_towers
 
 HISTORY = titles(np.ravel((LOG_ITEMS[:, None] + np.arange(3)) % N)).reshape(-1, 3)
 COLUMNS = {"user_id": LOG_USERS, "history": HISTORY, "title": titles(LOG_ITEMS)}

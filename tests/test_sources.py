@@ -21,10 +21,10 @@ from small_batch import (
     run,
 )
 
-from tfrs_negatives.propose.frequency import ExactFrequency
-from tfrs_negatives.propose.negatives import InBatch, IndexStream, Uniform
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.step.frequency import ExactFrequency
+from tfrs_negatives.step.samplers import InBatch, IndexStream, Uniform
+from tfrs_negatives.step.task import Retrieval
 
 
 def mixture(source, **options):

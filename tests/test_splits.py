@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tfrs_negatives.datasets import Interactions
-from tfrs_negatives.datasets.splits import SPLITS, by_time, by_user, leave_last_out, random
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.splits import SPLITS, by_time, by_user, leave_last_out, random
 
 
 def make_log(num_events: int = 400, num_users: int = 40, seed: int = 0) -> Interactions:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tfrs_negatives.datasets import RetrievalData, load, synthetic
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import RetrievalData, load
+from tfrs_negatives.data.sources import synthetic
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tfrs_negatives.core.schema import Column
-from tfrs_negatives.datasets import Interactions, ItemTable, load
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import Interactions, ItemTable, load
+from tfrs_negatives.data.schema import Column
 
 IDS = {"user": "query_id", "item": "item_id"}
 

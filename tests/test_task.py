@@ -28,14 +28,16 @@ from small_batch import (
     run,
 )
 
-from tfrs_negatives.propose.frequency import StreamingFrequency
-from tfrs_negatives.propose.negatives import CrossBatch, InBatch, Uniform
-from tfrs_negatives.score.keep_masks import AccidentalHits
-from tfrs_negatives.train.hard_negatives import Hardest
-from tfrs_negatives.train.losses import SampledSoftmax
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.train.two_tower import describe_last_step
-from tfrs_negatives.types import EMPTY_ID, InputError, Logits
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.core.types import EMPTY_ID
+from tfrs_negatives.model.two_tower import describe_last_step
+from tfrs_negatives.step.frequency import StreamingFrequency
+from tfrs_negatives.step.losses import SampledSoftmax
+from tfrs_negatives.step.masks.keep import AccidentalHits
+from tfrs_negatives.step.miners import Hardest
+from tfrs_negatives.step.records import Logits
+from tfrs_negatives.step.samplers import CrossBatch, InBatch, Uniform
+from tfrs_negatives.step.task import Retrieval
 
 BIAS = {100 + i: np.log(max(count, 0.5) / COUNTS.sum()) for i, count in enumerate(COUNTS)}
 MIXTURE = {"negatives": [InBatch(), Drawn(DRAWN)]}

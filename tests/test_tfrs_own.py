@@ -17,8 +17,8 @@ import tensorflow_recommenders as tfrs
 from tensorflow_recommenders.metrics import factorized_top_k_test
 from tensorflow_recommenders.tasks import retrieval_test
 
-from tfrs_negatives.train import task as task_module
-from tfrs_negatives.train.task import Retrieval
+from tfrs_negatives.step import task as task_module
+from tfrs_negatives.step.task import Retrieval
 
 
 def cases_of(module):

@@ -10,8 +10,8 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 from replicas import strategy_of
 
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.step.task import Retrieval
 
 B, D = 6, 4
 RNG = np.random.default_rng(0)

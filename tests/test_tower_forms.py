@@ -19,13 +19,13 @@ from test_two_tower import (
     titles,
 )
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.index.build import build_index
-from tfrs_negatives.index.export import export_index
-from tfrs_negatives.index.load import load_index
-from tfrs_negatives.recipes import mixed_negative_sampling
-from tfrs_negatives.train.two_tower import TwoTower
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.index.build.build import build_index
+from tfrs_negatives.index.saved.export import export_index
+from tfrs_negatives.index.saved.load import load_index
+from tfrs_negatives.model.recipes import mixed_negative_sampling
+from tfrs_negatives.model.two_tower import TwoTower
 
 ONLY_IDS = ItemCatalogue(ITEMS.ids, item_key="title")
 COLUMNS = {"user_id": LOG_USERS, "title": titles(LOG_ITEMS), "unread": np.ones(len(LOG_USERS))}

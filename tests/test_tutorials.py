@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tensorflow_recommenders as tfrs
 
-from tfrs_negatives.train.task import Retrieval
+from tfrs_negatives.step.task import Retrieval
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `benchmarks` is not installed
 

@@ -9,16 +9,16 @@ import pytest
 import reference
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.optimizers import SparseAdam
-from tfrs_negatives.propose.frequency import StreamingFrequency
-from tfrs_negatives.propose.negatives import CrossBatch, InBatch, IndexStream, Uniform
-from tfrs_negatives.recipes import in_batch, mixed_negative_sampling
-from tfrs_negatives.score.affinity import ItemBias
-from tfrs_negatives.score.keep_masks import AccidentalHits
-from tfrs_negatives.train.task import Retrieval
-from tfrs_negatives.train.two_tower import FirstStepReport, TwoTower, describe_last_step
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.model.optimizers import SparseAdam
+from tfrs_negatives.model.recipes import in_batch, mixed_negative_sampling
+from tfrs_negatives.model.two_tower import FirstStepReport, TwoTower, describe_last_step
+from tfrs_negatives.step.frequency import StreamingFrequency
+from tfrs_negatives.step.masks.keep import AccidentalHits
+from tfrs_negatives.step.samplers import CrossBatch, InBatch, IndexStream, Uniform
+from tfrs_negatives.step.score import ItemBias
+from tfrs_negatives.step.task import Retrieval
 
 N, USERS, D = 9, 6, 4
 RNG = np.random.default_rng(0)

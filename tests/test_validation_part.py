@@ -10,12 +10,13 @@ import pytest
 import yaml
 from test_cli import SMALL
 
-from tfrs_negatives import experiments, run_folder
-from tfrs_negatives.config import load_config
-from tfrs_negatives.datasets import Interactions, load
-from tfrs_negatives.datasets.splits import SPLITS, random, validation
-from tfrs_negatives.experiments import load_data
-from tfrs_negatives.types import InputError
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.data import Interactions, load
+from tfrs_negatives.data.splits import SPLITS, random, validation
+from tfrs_negatives.runs import folder as run_folder
+from tfrs_negatives.runs import train as experiments
+from tfrs_negatives.runs.config import load_config
+from tfrs_negatives.runs.train import load_data
 
 SPLIT_NAMES = ["random", "by_user", "leave_last_out", "by_time"]
 

@@ -1,5 +1,5 @@
 """`python -m tfrs_negatives` is the command line."""
 
-from tfrs_negatives.cli import main
+from tfrs_negatives.cli.main import main
 
 main()

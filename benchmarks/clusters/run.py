@@ -33,9 +33,9 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import numpy as np
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
-from tfrs_negatives.batching import clusters
-from tfrs_negatives.batching.clusters import balanced_clusters, cluster_bounds
-from tfrs_negatives.files import write_text
+from tfrs_negatives.clustering import clusters
+from tfrs_negatives.clustering.clusters import balanced_clusters, cluster_bounds
+from tfrs_negatives.core.files import write_text
 
 HERE = Path(__file__).parent
 PACKAGES = ("numpy", "scikit-learn", "tensorflow")
@@ -91,8 +91,8 @@ def user_vectors(data: str) -> np.ndarray:
     """Returns [29858, 64]: the users of a model without item bias, trained for a few epochs."""
     cache = Path(tempfile.gettempdir()) / f"clusters_benchmark_users_{EPOCHS}.npy"
     if not cache.exists():
-        from tfrs_negatives.config import load_config
-        from tfrs_negatives.experiments import load_data, load_run, train_run
+        from tfrs_negatives.runs.config import load_config
+        from tfrs_negatives.runs.train import load_data, load_run, train_run
 
         config = load_config(
             HERE.parent / "quality" / "configs" / "gowalla_in_batch_logq_bias.yaml",

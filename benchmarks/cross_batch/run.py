@@ -29,10 +29,10 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tfrs_negatives  # noqa: F401  # isort: skip  (chooses legacy Keras before TensorFlow)
-from tfrs_negatives.config import load_config
-from tfrs_negatives.experiments import load_data
-from tfrs_negatives.files import write_text
-from tfrs_negatives.model_builder import build_model
+from tfrs_negatives.core.files import write_text
+from tfrs_negatives.runs.build import build_model
+from tfrs_negatives.runs.config import load_config
+from tfrs_negatives.runs.train import load_data
 
 HERE = Path(__file__).parent
 BATCH = 1024

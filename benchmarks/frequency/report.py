@@ -13,7 +13,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from tfrs_negatives.files import write_text
+from tfrs_negatives.core.files import write_text
 
 # Reading -> title of its panel, in the order of the panels and of the rows.
 TITLES = {

@@ -31,7 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.frequency.report import TITLES, draw_plot, write_readme
-from tfrs_negatives.files import write_text
+from tfrs_negatives.core.files import write_text
 
 NUM_ITEMS, BATCH_SIZE = 1000, 128
 INTERVAL_RATE = 0.01

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrs_negatives.files import write_text
+from tfrs_negatives.core.files import write_text
 
 ROWS, FEATURES, WIDTH, DEPTH, DIM = 4096, 64, 384, 16, 64
 SEED = 0
@@ -64,7 +64,7 @@ def measure(chunk: int | None, depth: int) -> dict[str, float]:
     import tfrs_negatives as tfn  # isort: skip  (chooses legacy Keras before TensorFlow)
     import tensorflow as tf
 
-    from tfrs_negatives.train.gradient_cache import encode_in_chunks
+    from tfrs_negatives.towers.chunked import encode_in_chunks
 
     tf.keras.utils.set_random_seed(SEED)
     towers = [_tower(tf, depth), _tower(tf, depth)]

@@ -36,10 +36,10 @@ import numpy as np
 import scann
 import tensorflow as tf
 
-from tfrs_negatives.files import write_text
+from tfrs_negatives.core.files import write_text
 from tfrs_negatives.index import Index, build_index, export_index, load_index
-from tfrs_negatives.index.backends import ExactSearch, ScannSettings
-from tfrs_negatives.index.plots import plot_sweep
+from tfrs_negatives.index.build.plots import plot_sweep
+from tfrs_negatives.index.search.backends import ExactSearch, ScannSettings
 
 HERE = Path(__file__).parent
 PACKAGES = ("tensorflow", "scann", "faiss-cpu", "hnswlib", "numpy")

@@ -25,8 +25,8 @@ import tfrs_negatives as tfn  # isort: skip  (chooses legacy Keras before Tensor
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.files import write_text
-from tfrs_negatives.score import known_positives
+from tfrs_negatives.core.files import write_text
+from tfrs_negatives.step.masks import known_positives
 
 BATCH, DIM, OWN_COLUMNS, REPEATS = 2048, 64, 64, 9
 WIDTHS = (2048, 4096, 36_864)
@@ -264,7 +264,7 @@ def main() -> None:
     small = synthetic_log(66_000, 940, 1_680, arguments.seed)
     logs = {"synthetic, small": (small, tfn.ItemCatalogue(np.arange(1_680)))}
     if not arguments.small_only:
-        data = tfn.datasets.load(arguments.data)
+        data = tfn.data.load(arguments.data)
         drawn = synthetic_log(arguments.events, arguments.events // 27, 41_000, arguments.seed)
         logs[data.name] = (data.train, data.items)
         logs["synthetic"] = (drawn, tfn.ItemCatalogue(np.arange(41_000)))

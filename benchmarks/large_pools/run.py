@@ -41,9 +41,9 @@ import tfrs_negatives  # noqa: F401  # isort: skip  (chooses legacy Keras before
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.files import write_text
-from tfrs_negatives.train.large_pools import chunked_log_sum_exp, columns_within
-from tfrs_negatives.train.losses import masked_log_sum_exp
+from tfrs_negatives.core.files import write_text
+from tfrs_negatives.step.blocks import chunked_log_sum_exp, columns_within
+from tfrs_negatives.step.losses import masked_log_sum_exp
 
 HERE = Path(__file__).parent
 NUM_ROWS, WIDTH = 4096, 128

@@ -29,9 +29,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import tensorflow as tf
 
-from tfrs_negatives.experiments import load_data, load_run
-from tfrs_negatives.files import write_text
+from tfrs_negatives.core.files import write_text
 from tfrs_negatives.mining.rules import DROPS
+from tfrs_negatives.runs.train import load_data, load_run
 
 NUM, REPEATS = 8, 2
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -37,12 +37,13 @@ import tfrs_negatives as tfn
 # isort: split
 import tensorflow as tf
 
-from tfrs_negatives import losses, recipes
-from tfrs_negatives.config import RunConfig, load_config
-from tfrs_negatives.datasets import Interactions, RetrievalData
-from tfrs_negatives.experiments import load_data
-from tfrs_negatives.files import write_text
-from tfrs_negatives.model_builder import build_batches, build_model
+from tfrs_negatives import losses
+from tfrs_negatives.core.files import write_text
+from tfrs_negatives.data import Interactions, RetrievalData
+from tfrs_negatives.model import recipes
+from tfrs_negatives.runs.build import build_batches, build_model
+from tfrs_negatives.runs.config import RunConfig, load_config
+from tfrs_negatives.runs.train import load_data
 
 HERE = Path(__file__).parent
 BATCH, EPOCHS = 2048, 8

@@ -33,8 +33,8 @@ import tfrs_negatives as tfn
 # isort: split
 import tensorflow as tf
 
-from tfrs_negatives.datasets import Interactions, RetrievalData, load
-from tfrs_negatives.files import write_text
+from tfrs_negatives.core.files import write_text
+from tfrs_negatives.data import Interactions, RetrievalData, load
 
 HERE = Path(__file__).parent
 LENGTH, EPOCHS, BATCH, K = 20, 10, 1024, 10

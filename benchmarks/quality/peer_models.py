@@ -17,17 +17,17 @@ from implicit.nearest_neighbours import bm25_weight
 from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
-from tfrs_negatives.datasets import Interactions, RetrievalData
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.encode.features import infer_features
-from tfrs_negatives.encode.towers import build_tower
+from tfrs_negatives.core.types import Features, Similarity
+from tfrs_negatives.data import Interactions, RetrievalData
+from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.evaluation import Evaluation, evaluate
 from tfrs_negatives.evaluation.held_out import HeldOut, hold_out
 from tfrs_negatives.evaluation.ranks import Ranks, rank_lists
 from tfrs_negatives.evaluation.summary import summarize
 from tfrs_negatives.evaluation.top_k import BYTE_BUDGET
-from tfrs_negatives.model_builder import OPTIMIZERS
-from tfrs_negatives.types import Features, Similarity
+from tfrs_negatives.runs.build import OPTIMIZERS
+from tfrs_negatives.towers.build import build_tower
+from tfrs_negatives.towers.features import infer_features
 
 Settings: TypeAlias = Mapping[str, Any]
 MEMORY = Path("/proc/meminfo")

@@ -33,10 +33,10 @@ from peer_models import MODELS, Settings, measure
 from run import PACKAGES as OURS
 from run import record
 
-from tfrs_negatives.config import RunConfig, load_config
-from tfrs_negatives.datasets import Interactions, RetrievalData, splits
-from tfrs_negatives.experiments import load_data
-from tfrs_negatives.files import write_text
+from tfrs_negatives.core.files import write_text
+from tfrs_negatives.data import Interactions, RetrievalData, splits
+from tfrs_negatives.runs.config import RunConfig, load_config
+from tfrs_negatives.runs.train import load_data
 
 Stages: TypeAlias = Sequence[Sequence[Settings]]
 HERE = Path(__file__).parent

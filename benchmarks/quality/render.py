@@ -15,7 +15,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib import ticker
 
-from tfrs_negatives.files import drafted_file, write_text
+from tfrs_negatives.core.files import drafted_file, write_text
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"

@@ -22,11 +22,11 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from tfrs_negatives.callbacks import read_history
-from tfrs_negatives.config import load_config
-from tfrs_negatives.experiments import train_run
-from tfrs_negatives.files import write_text
-from tfrs_negatives.progress import EpochProgress
+from tfrs_negatives.core.files import write_text
+from tfrs_negatives.runs.checkpoints import read_history
+from tfrs_negatives.runs.config import load_config
+from tfrs_negatives.runs.progress import EpochProgress
+from tfrs_negatives.runs.train import train_run
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("tensorflow", "tf_keras", "tensorflow-recommenders", "numpy", "tfrs-negatives")

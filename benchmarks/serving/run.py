@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from tfrs_negatives.files import write_text
+from tfrs_negatives.core.files import write_text
 
 HERE = Path(__file__).parent
 PACKAGES = ("tensorflow", "scann", "fastapi", "uvicorn", "numpy")
@@ -178,7 +178,7 @@ def start(run: Path) -> tuple[subprocess.Popen[str], str]:
 
 def measure(run: Path, seconds: float) -> tuple[list[dict[str, Any]], int]:
     """Both loads, after one that warms up."""
-    from tfrs_negatives.experiments import read_columns
+    from tfrs_negatives.runs.train import read_columns
 
     queries = read_columns(run / "queries.parquet")["user_id"].astype(str).tolist()
     server, address = start(run)

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.speed.measure import Case, measure_case, peak_growth, regressions
 from benchmarks.speed.render import page
 from benchmarks.speed.sizes import QUICK, SEED, Sizes
-from tfrs_negatives.files import write_text
+from tfrs_negatives.core.files import write_text
 
 HERE = Path(__file__).parent
 # Section -> the module that makes its cases. TensorFlow is in the processes that measure only: a

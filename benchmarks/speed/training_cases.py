@@ -23,7 +23,7 @@ from benchmarks.speed.models import (
     two_tower,
 )
 from benchmarks.speed.sizes import SEED, Sizes
-from tfrs_negatives.types import Mask
+from tfrs_negatives.step.records import Mask
 
 
 def _stepping(

@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow_recommenders as tfrs
 
 from benchmarks.tutorials.models import BATCH, MODELS, OPTIMIZERS, accuracy, read_log
-from tfrs_negatives.files import write_text
+from tfrs_negatives.core.files import write_text
 
 HERE = Path(__file__).parent
 # Contestant -> its task, and what its learning rate is multiplied by.

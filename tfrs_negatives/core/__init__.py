@@ -1,1 +1,1 @@
-"""What every other module stands on: columns as users bring them, and ids."""
+"""What every other module stands on."""

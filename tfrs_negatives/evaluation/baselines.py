@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.types import Features, Similarity, bad_input
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.types import Features, Similarity
+from tfrs_negatives.data.catalogue import ItemCatalogue
 
 
 class MostPopular:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfrs_negatives.datasets.interactions import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.types import bad_input
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.interactions import Interactions
 
 _log = logging.getLogger("tfrs_negatives")
 

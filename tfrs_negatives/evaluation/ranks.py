@@ -17,9 +17,10 @@ import numpy as np
 import tensorflow as tf
 from rich.progress import track
 
+from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.evaluation.best_items import best_items
 from tfrs_negatives.evaluation.held_out import HeldOut, Pairs
-from tfrs_negatives.types import RetrievalModel, bad_input
+from tfrs_negatives.model.retrieval_model import RetrievalModel
 
 BestOfChunk: TypeAlias = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 

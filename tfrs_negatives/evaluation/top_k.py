@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.datasets.interactions import Interactions
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.data.interactions import Interactions
 from tfrs_negatives.evaluation.held_out import HeldOut, hold_out
 from tfrs_negatives.evaluation.ranks import rank_held_out
 from tfrs_negatives.evaluation.summary import Evaluation, summarize
-from tfrs_negatives.types import RetrievalModel, bad_input
+from tfrs_negatives.model.retrieval_model import RetrievalModel
 
 BYTE_BUDGET = 64 * 2**20
 
@@ -57,7 +58,7 @@ def evaluate(
             not positive integers up to the corpus size, or if a tower yields NaN or infinity.
 
     Example:
-        >>> from tfrs_negatives.encode.catalogue import ItemCatalogue
+        >>> from tfrs_negatives.data.catalogue import ItemCatalogue
         >>> from tfrs_negatives.evaluation import MostPopular
         >>> items = ItemCatalogue([5, 6, 7])
         >>> log = Interactions({"user_id": np.array([1, 2, 2])}, np.array([7, 6, 7]), "user_id")

@@ -4,7 +4,7 @@ Example:
     >>> import tempfile
     >>> from types import SimpleNamespace
     >>> import tensorflow as tf
-    >>> from tfrs_negatives.encode.catalogue import ItemCatalogue
+    >>> from tfrs_negatives.data.catalogue import ItemCatalogue
     >>> users = tf.Variable([[1.0, 0.0], [0.0, 1.0]])
     >>> vectors = tf.constant([[3.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
     >>> model = SimpleNamespace(
@@ -25,15 +25,15 @@ Example:
     ('exact', {'id': -1, 'score': '-inf'})
 """
 
-from tfrs_negatives.index.build import Index, build_index
-from tfrs_negatives.index.delta import DeltaIndex
-from tfrs_negatives.index.export import ExportError, export_index
-from tfrs_negatives.index.live import LiveIndex
-from tfrs_negatives.index.load import LoadedIndex, load_index
-from tfrs_negatives.index.parquet import vectors_to_parquet
+from tfrs_negatives.index.build.build import Index, build_index
+from tfrs_negatives.index.build.parquet import vectors_to_parquet
+from tfrs_negatives.index.build.vectors import embed_items
+from tfrs_negatives.index.live.delta import DeltaIndex
+from tfrs_negatives.index.live.index import LiveIndex
+from tfrs_negatives.index.live.shards import ShardedIndex, export_shards, load_shards
 from tfrs_negatives.index.retriever import Retriever
-from tfrs_negatives.index.shards import ShardedIndex, export_shards, load_shards
-from tfrs_negatives.index.vectors import embed_items
+from tfrs_negatives.index.saved.export import ExportError, export_index
+from tfrs_negatives.index.saved.load import LoadedIndex, load_index
 
 __all__ = [
     "DeltaIndex",

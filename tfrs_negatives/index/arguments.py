@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.core.columns import MISSING_INTEGER
-from tfrs_negatives.core.signature import may_miss
-from tfrs_negatives.types import EMPTY_ID, Features, bad_input
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.types import EMPTY_ID, Features
+from tfrs_negatives.data.columns import MISSING_INTEGER
+from tfrs_negatives.towers.signature import may_miss
 
 FeatureSpecs = Mapping[str, tf.TypeSpec]
 
@@ -42,7 +43,7 @@ def check_features(
         >>> check_features({"user": [7]}, signature)
         Traceback (most recent call last):
         ...
-        tfrs_negatives.types.InputError: `features`: expected the features ['user_id']. Received:
+        tfrs_negatives.InputError: `features`: expected the features ['user_id']. Received:
         ['user'] (missing ['user_id'], unknown ['user'])
     """
     if not isinstance(features, Mapping):
@@ -105,7 +106,7 @@ def check_lists(
         >>> check_lists(["a"], 2, argument="exclude", padding=-1)
         Traceback (most recent call last):
         ...
-        tfrs_negatives.types.InputError: `exclude`: expected integers, as the index has. Received:
+        tfrs_negatives.InputError: `exclude`: expected integers, as the index has. Received:
         'a'
     """
     if lists is None:
@@ -193,7 +194,7 @@ def check_item_ids(ids: Any, padding: int | str) -> np.ndarray:
         >>> check_item_ids([3, 3], -1)
         Traceback (most recent call last):
         ...
-        tfrs_negatives.types.InputError: `ids`: expected each id once. Received: 3 twice
+        tfrs_negatives.InputError: `ids`: expected each id once. Received: 3 twice
     """
     lists = check_lists(ids, -1, argument="ids", padding=padding)
     if lists is None:
@@ -232,7 +233,7 @@ def check_k(k: Any, largest: int, expected: str) -> int:
         >>> check_k(3, 2, "at most 2")
         Traceback (most recent call last):
         ...
-        tfrs_negatives.types.InputError: `k`: expected a positive integer, at most 2. Received: 3
+        tfrs_negatives.InputError: `k`: expected a positive integer, at most 2. Received: 3
     """
     if not is_positive_integer(k) or k > largest:
         raise bad_input("k", f"a positive integer, {expected}", repr(k))

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tfrs_negatives.core.types import Features
 from tfrs_negatives.index.arguments import FeatureSpecs, check_lists
-from tfrs_negatives.types import Features
 
 _log = logging.getLogger("tfrs_negatives")
 

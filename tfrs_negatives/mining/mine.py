@@ -18,18 +18,20 @@ import tensorflow as tf
 from rich.console import Console
 from rich.progress import track
 
-from tfrs_negatives.core.ids import to_keys
-from tfrs_negatives.datasets.interactions import Interactions
-from tfrs_negatives.encode.catalogue import ItemCatalogue
-from tfrs_negatives.encode.id_lists import query_column
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.files import drafted_file
+from tfrs_negatives.core.types import EMPTY_ID, Columns
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.id_lists import query_column
+from tfrs_negatives.data.ids import to_keys
+from tfrs_negatives.data.interactions import Interactions
 from tfrs_negatives.evaluation.held_out import Pairs
-from tfrs_negatives.files import drafted_file
 from tfrs_negatives.index import Index, build_index
 from tfrs_negatives.index.arguments import check_vectors
-from tfrs_negatives.index.vectors import embed_items
+from tfrs_negatives.index.build.vectors import embed_items
 from tfrs_negatives.mining.rules import Choice, Found, MiningRules, MiningSummary, apply_rules
-from tfrs_negatives.score.known_positives import KnownPositives
-from tfrs_negatives.types import EMPTY_ID, Columns, RetrievalModel, bad_input
+from tfrs_negatives.model.retrieval_model import RetrievalModel
+from tfrs_negatives.step.masks.known_positives import KnownPositives
 
 _COLUMNS = ("ids", "ranks", "scores", "positive_score")
 

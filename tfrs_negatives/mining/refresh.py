@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-from tfrs_negatives.datasets.interactions import Interactions
-from tfrs_negatives.encode.id_lists import query_column
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.data.id_lists import query_column
+from tfrs_negatives.data.interactions import Interactions
 from tfrs_negatives.index import Index, build_index
 from tfrs_negatives.mining.mine import mine_hard_negatives
 from tfrs_negatives.mining.rules import MiningRules
-from tfrs_negatives.propose.negative_table import NegativeTable
-from tfrs_negatives.types import bad_input
+from tfrs_negatives.step.samplers.negative_table import NegativeTable
 
 logger = logging.getLogger("tfrs_negatives")
 

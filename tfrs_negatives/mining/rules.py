@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from tfrs_negatives.index.backends import MISSING
-from tfrs_negatives.types import bad_input
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.index.search.backends import MISSING
 
 Choice = Literal["top", "random"]
 DROPS = ("positives", "outside_catalogue", "rank_window", "margin", "surplus")
@@ -74,7 +74,7 @@ class MiningRules:
         >>> MiningRules(rank_range=(20, 10))
         Traceback (most recent call last):
         ...
-        tfrs_negatives.types.InputError: `rank_range`: expected two ranks, 1 <= low <= high.
+        tfrs_negatives.InputError: `rank_range`: expected two ranks, 1 <= low <= high.
         Received: (20, 10)
     """
 

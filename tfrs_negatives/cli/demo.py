@@ -1,0 +1,87 @@
+"""The main job on the built-in log: compare samplers, then index the best and ask it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tfrs_negatives.data import RetrievalData
+from tfrs_negatives.evaluation import MostPopular, evaluate
+from tfrs_negatives.runs.config import RunConfig, load_config
+from tfrs_negatives.runs.progress import EpochProgress, print_records
+from tfrs_negatives.runs.train import index_run, load_data, recommend, train_run
+
+COMMON = ["index.kind=scann", "model.id_dropout=0.2"]
+SAMPLERS = {
+    "in-batch, no correction": (
+        "in_batch",
+        ["negatives.recipe=in_batch", "negatives.correct=null"],
+    ),
+    "in-batch + logQ": ("in_batch_logq", ["negatives.recipe=in_batch"]),
+    "mixed (MNS)": ("mixed", ["negatives.recipe=mixed_negative_sampling"]),
+}
+COLUMNS = {
+    "recall_at_10": "recall@10",
+    "recall_at_100": "recall@100",
+    "tail_recall_at_10": "tail@10",
+    "tail_recall_at_100": "tail@100",
+    "unseen_recall_at_100": "unseen@100",
+    "coverage_at_100": "coverage",
+}
+
+
+def run_demo(out: Path, *, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Trains each sampler on the synthetic log and builds the index of the last.
+
+    Args:
+        out: where the run folders go, one per sampler.
+        overwrite: whether runs of an earlier demo may be replaced.
+        quiet: print nothing on standard output.
+
+    Returns:
+        `table`: a record per row; `index`: the manifest; `answers`: per user, what was recommended.
+
+    Raises:
+        InputError: if the folder cannot be written or holds runs already.
+    """
+    configs = {row: load_config(overrides=[*COMMON, *keys]) for row, (_, keys) in SAMPLERS.items()}
+    data = load_data(next(iter(configs.values())))
+    table = [_popular_row(data, next(iter(configs.values())))]
+    for row, config in configs.items():
+        bar = EpochProgress(label=row)
+        folder = out / SAMPLERS[row][0]
+        metrics = train_run(config, folder, data=data, overwrite=overwrite, callbacks=[bar])
+        seconds = metrics["seconds_per_epoch"]
+        table.append({"sampler": row, **_columns(metrics["test"]), "s/epoch": seconds})
+    if not quiet:
+        print_records(table, title=f"{data.name}: {len(data.train):,} events, full corpus")
+    manifest = index_run(folder, overwrite=overwrite)
+    users = data.train.queries()[0][str(data.train.query_key)][:3].astype(str).tolist()
+    answers = recommend(folder, users, k=5)
+    if not quiet:
+        _print_answers(manifest, answers, folder)
+    return {"table": table, "index": manifest, "answers": answers}
+
+
+def _popular_row(data: RetrievalData, config: RunConfig) -> dict[str, Any]:
+    popular = MostPopular(data.items, data.train.item_counts(data.items))
+    ks = config.evaluation.ks
+    result = evaluate(popular, data.test, ks=ks, exclude=data.train, train=data.train)
+    return {"sampler": "most popular", **_columns(result.metrics), "s/epoch": ""}
+
+
+def _columns(metrics: dict[str, float]) -> dict[str, float]:
+    return {label: metrics[name] for name, label in COLUMNS.items()}
+
+
+def _print_answers(
+    manifest: dict[str, Any], answers: dict[str, list[dict[str, Any]]], folder: Path
+) -> None:
+    found = manifest["recall"]
+    print(
+        f"{manifest['kind']} index of {manifest['num_items']:,} items, recall at {found['k']} "
+        f"against exact search {found['recall']:.3f}"
+    )
+    for user, records in answers.items():
+        print_records(records, title=f"for {user}")
+    print(f"wrote {folder.parent}; try: tfrs-negatives recommend {folder} {next(iter(answers))}")

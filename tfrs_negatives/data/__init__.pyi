@@ -1,0 +1,6 @@
+from .interactions import Interactions as Interactions
+from .retrieval_data import RetrievalData as RetrievalData
+from .sources.load import load as load
+from .sources.synthetic import SyntheticTruth as SyntheticTruth
+from .sources.synthetic import synthetic as synthetic
+from .sources.tables import ItemTable as ItemTable

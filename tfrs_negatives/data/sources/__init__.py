@@ -1,0 +1,1 @@
+"""Logs by name: a file per format."""

@@ -1,1 +1,0 @@
-"""Raw columns to vectors: the catalogue, the features and the towers."""

@@ -1,0 +1,1 @@
+"""An index as a SavedModel: export, load, verify."""

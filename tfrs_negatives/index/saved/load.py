@@ -1,0 +1,135 @@
+"""An exported index in a process that knows nothing of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.types import Features
+from tfrs_negatives.index.arguments import FeatureSpecs, check_features
+from tfrs_negatives.index.saved.archive import read_manifest
+from tfrs_negatives.index.search.answers import Corpus, GraphRetriever, plain_ids
+from tfrs_negatives.index.search.backends import scann_ops
+from tfrs_negatives.towers.signature import FeatureSignature
+
+
+class LoadedIndex(GraphRetriever):
+    """An exported index. Made by `load_index`.
+
+    Attributes:
+        manifest: what the export says about itself.
+    """
+
+    def __init__(self, module: Any, manifest: dict[str, Any]) -> None:
+        # The signatures do not keep alive the variables that they read.
+        self._module = module
+        self._functions = _graphs_of(module.answer), _graphs_of(module.contains)
+        self.manifest = manifest
+        self._query_signature = _signature(manifest["query_features"])
+        self._item_signature = _signature(manifest["item_features"])
+        groups = manifest["group_by"]
+        self._corpus = Corpus(
+            num_items=manifest["num_items"],
+            width=manifest["width"],
+            kind=manifest["kind"],
+            padding_id=manifest["padding"]["id"],
+            group_padding=None if groups is None else groups["padding"],
+        )
+
+    @property
+    def corpus(self) -> Corpus:
+        """What is to be known of its items."""
+        return self._corpus
+
+    @property
+    def functions(self) -> tuple[Any, Any]:
+        """`answer` and `contains`, restored."""
+        return self._functions
+
+    @property
+    def query_signature(self) -> FeatureSpecs:
+        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
+        return self._query_signature
+
+    @property
+    def item_signature(self) -> FeatureSpecs:
+        """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the item tower reads."""
+        return self._item_signature
+
+    def embed_query(self, features: Features) -> np.ndarray:
+        """Returns [B, D] float32: the vectors of a batch of query features."""
+        tensors = check_features(features, self._query_signature)
+        vectors: np.ndarray = self._module.signatures["embed_query"](**tensors)["vectors"].numpy()
+        return vectors
+
+    def embed_item(self, features: Features) -> np.ndarray:
+        """Returns [m, D] float32: the vectors of a batch of item features, known or new."""
+        tensors = check_features(features, self._item_signature)
+        vectors: np.ndarray = self._module.signatures["embed_item"](**tensors)["vectors"].numpy()
+        return vectors
+
+    def call(
+        self, signature: str, features: Features, **lists: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Asks one signature, as a server of SavedModels does.
+
+        Args:
+            signature: "top_K", "serving_default", "with_exclusions", "with_allowed" or
+                "with_allowed_groups".
+            features: name -> [B, ...] of the queries.
+            **lists: the filters that the signature takes, [B, W] each.
+
+        Returns:
+            scores [B, K] and ids [B, K].
+
+        Raises:
+            InputError: if there is no such signature, or a feature is malformed.
+        """
+        answering = [name for name in self.manifest["signatures"] if not name.startswith("embed_")]
+        if signature not in answering:
+            raise bad_input("signature", f"one of {answering}", repr(signature))
+        tensors = check_features(features, self._query_signature)
+        answer = self._module.signatures[signature](
+            **tensors, **{name: tf.constant(lists[name]) for name in lists}
+        )
+        return answer["scores"].numpy(), plain_ids(answer["ids"].numpy())
+
+
+def load_index(path: str | Path) -> LoadedIndex:
+    """Loads an export, after checking every file against its manifest.
+
+    Needs TensorFlow, this module, and ScaNN where the manifest lists its operations; nothing of
+    the model.
+
+    Args:
+        path: the folder that `export_index` wrote. It may have been moved.
+
+    Raises:
+        InputError: if it is no export, or a file is missing, truncated or changed.
+        ImportError: if it needs ScaNN and that is not installed.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    if any(operation.startswith("Scann>") for operation in manifest["custom_ops"]):
+        scann_ops()
+    return LoadedIndex(tf.saved_model.load(str(folder)), manifest)
+
+
+def _graphs_of(function: Any) -> Callable[..., Any]:
+    # A restored function would be traced anew for every shape that comes, and keep all traces: its
+    # graphs take any shape, and differ by which lists of ids they are given.
+    graphs = {
+        tuple(spec is not None for spec in graph.structured_input_signature[0]): graph
+        for graph in function.concrete_functions
+    }
+    return lambda *inputs: graphs[tuple(tensor is not None for tensor in inputs)](*inputs)
+
+
+def _signature(features: list[dict[str, Any]]) -> FeatureSignature:
+    specs = {f["name"]: tf.TensorSpec(f["shape"], f["dtype"]) for f in features}
+    return FeatureSignature(specs, may_miss=[f["name"] for f in features if f["may_miss"]])

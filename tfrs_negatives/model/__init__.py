@@ -1,0 +1,5 @@
+"""The model of `model.fit`, its optimizer, the published methods."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

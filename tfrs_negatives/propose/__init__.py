@@ -1,1 +1,0 @@
-"""Who could be a negative, and how likely was it drawn."""

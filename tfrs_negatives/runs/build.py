@@ -1,0 +1,210 @@
+"""A configuration and a log to a compiled model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfrs_negatives.model import recipes
+from tfrs_negatives.clustering import ClusteredBatches, doubling
+from tfrs_negatives.runs.config import RunConfig
+from tfrs_negatives.data import RetrievalData
+from tfrs_negatives.towers.features import FeatureSpec, infer_features
+from tfrs_negatives.towers.build import build_tower
+from tfrs_negatives.model.optimizers import SparseAdam
+from tfrs_negatives.step.frequency import ExactFrequency
+from tfrs_negatives.step.score import ItemBias
+from tfrs_negatives.step.masks.keep import AccidentalHits
+from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.step.task import Retrieval
+from tfrs_negatives.model.two_tower import TwoTower
+from tfrs_negatives.step.records import Mask
+from tfrs_negatives.core.errors import bad_input
+
+PAST = {"capacity", "warmup_steps", "max_drift", "compensate"}
+RECIPE_KEYS: dict[str, set[str]] = {
+    "in_batch": set(),
+    "uniform_negative_sampling": {"num_uniform"},
+    "mixed_negative_sampling": {"num_uniform"},
+    "cross_batch_negative_sampling": PAST,
+    "mixed_cross_batch_negative_sampling": {"num_uniform", *PAST},
+    "ngame": {"slack"},
+    "cross_batch_ngame": {"slack", *PAST},
+    "dynamic_negative_sampling": {"num_uniform", "num_hardest"},
+}
+CLUSTERED = {"ngame", "cross_batch_ngame"}
+# The recipes that leave out what the query has chosen in training.
+HARD = {*CLUSTERED, "dynamic_negative_sampling"}
+OPTIMIZERS = {"adagrad": tf.keras.optimizers.Adagrad, "sparse_adam": SparseAdam}
+
+
+class Learned(NamedTuple):
+    """What is learned from the training part before anything is built.
+
+    Attributes:
+        queries: how the query tower reads its features.
+        items: how the item tower reads its features.
+        counts: [N] int64, the events of each item.
+    """
+
+    queries: list[FeatureSpec]
+    items: list[FeatureSpec]
+    counts: np.ndarray
+
+
+def learn_features(config: RunConfig, data: RetrievalData) -> Learned:
+    """Learns from the training part how the towers read their features.
+
+    Args:
+        config: the run.
+        data: its log; of the items, only those that occur in the training part are learned from.
+    """
+    counts = data.train.item_counts(data.items)
+    seen = {name: column[counts > 0] for name, column in data.items.features.items()}
+    share, key = config.model.id_dropout, data.train.query_key
+    dropout = {} if key is None else {key: share}
+    queries = infer_features(data.train, config.model.query_features, id_dropout=dropout)
+    dropout = {data.items.item_key: share}
+    items = infer_features(
+        seen, config.model.item_features, declared=data.items.columns, id_dropout=dropout
+    )
+    return Learned(queries, items, counts)
+
+
+def build_model(config: RunConfig, data: RetrievalData, learned: Learned | None = None) -> TwoTower:
+    """Builds the towers from the training part and the task from the recipe, compiled.
+
+    Args:
+        config: the run.
+        data: its log; only the training part and the catalogue are read.
+        learned: what `learn_features` returned; None asks it.
+
+    Returns:
+        The model, ready for `fit`.
+    """
+    queries, items, counts = learned or learn_features(config, data)
+    sizes = config.model.model_dump(include={"embedding_dim", "hidden", "output_dim"})
+    with _precision(config.train.precision), _strategy(config.train.strategy).scope():
+        model = TwoTower(
+            build_tower(queries, name="query_tower", **sizes),
+            build_tower(items, name="item_tower", **sizes),
+            data.items,
+            _build_task(config, data, counts),
+            encode_chunk=config.train.encode_chunk,
+        )
+        # Under mixed_float16 Keras puts loss scaling around the optimizer.
+        model.compile(_optimizer(config, data), jit_compile=config.train.jit_compile or None)
+    return model
+
+
+def build_batches(
+    config: RunConfig, data: RetrievalData, *, item_key: str
+) -> ClusteredBatches | None:
+    """Builds the batches of similar queries; None where the order is random.
+
+    Args:
+        config: the run.
+        data: its log.
+        item_key: the batch column with the item ids.
+
+    Returns:
+        The batches of the training part.
+    """
+    order, options = config.batches.order, config.batches
+    if order == "random" or (order is None and config.negatives.recipe not in CLUSTERED):
+        return None
+    every = options.double_every or _epochs_per_doubling(config, data)
+    size = doubling(options.cluster_size, every=every, most=options.max_cluster_size)
+    return ClusteredBatches(
+        data.train,
+        config.train.batch_size,
+        item_key=item_key,
+        cluster_size=size,
+        refresh_every=options.refresh_every,
+        min_clusters=options.min_clusters,
+        random_share=options.random_share,
+        seed=config.train.seed,
+    )
+
+
+def _epochs_per_doubling(config: RunConfig, data: RetrievalData) -> int:
+    """Returns the epochs after which the size doubles so that the largest clusters have a share."""
+    options, num_queries = config.batches, len(next(iter(data.train.queries()[0].values())))
+    largest = num_queries / (options.min_clusters * options.cluster_size)
+    doublings = max(1, math.ceil(math.log2(max(largest, 1.0))))
+    return max(1, config.train.epochs // (doublings + 1))
+
+
+def _optimizer(config: RunConfig, data: RetrievalData) -> tf.keras.optimizers.Optimizer:
+    options, rate = config.train, config.train.learning_rate
+    bare = not config.model.hidden and config.model.output_dim is None
+    on_sphere = bare and config.model.similarity == "cosine" and options.optimizer == "sparse_adam"
+    if options.unit_rows and not on_sphere:
+        rule = "false, but for sparse_adam, a cosine and no layer (hidden=[], output_dim=null)"
+        raise bad_input("train.unit_rows", rule, True)
+    if options.schedule == "cosine":
+        steps = options.epochs * data.train.steps_per_epoch(options.batch_size)
+        rate = tf.keras.optimizers.schedules.CosineDecay(rate, steps)
+    kwargs = {"unit_rows": True} if options.unit_rows else {}
+    return OPTIMIZERS[options.optimizer](rate, **kwargs)
+
+
+@contextmanager
+def _precision(policy: str) -> Iterator[None]:
+    before = tf.keras.mixed_precision.global_policy()
+    tf.keras.mixed_precision.set_global_policy(policy)
+    try:
+        yield
+    finally:
+        tf.keras.mixed_precision.set_global_policy(before)
+
+
+def _strategy(name: str | None) -> tf.distribute.Strategy:
+    if name is None:
+        return tf.distribute.get_strategy()
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def _build_task(config: RunConfig, data: RetrievalData, counts: np.ndarray) -> Retrieval:
+    score = ("similarity", "temperature", "learn_temperature")
+    options: dict[str, Any] = config.model.model_dump(include=set(score))
+    options |= {"correct": config.negatives.correct, "strength": config.negatives.strength}
+    options |= {"seed": config.train.seed, "logits_budget": config.train.logits_budget}
+    masks = _masks(config, data)
+    if masks is not None:
+        options["masks"] = masks
+    if config.model.item_bias:
+        options["item_bias"] = ItemBias(data.items.ids, counts)
+    if config.negatives.frequency == "exact":
+        options["frequency"] = ExactFrequency(data.items.ids, counts)
+    elif config.negatives.frequency == "interval":
+        options["frequency"] = recipes.frequency_table(data.items, method="interval")
+    recipe, names = config.negatives.recipe, RECIPE_KEYS[config.negatives.recipe]
+    if _leaves_out_history(config, data):
+        options["history"] = data.train
+    chosen = config.negatives.model_dump(include=names)
+    return getattr(recipes, recipe)(data.items, **chosen, **options)
+
+
+def _leaves_out_history(config: RunConfig, data: RetrievalData) -> bool:
+    recipe = config.negatives.recipe
+    return recipe in CLUSTERED or (recipe in HARD and data.train.query_key is not None)
+
+
+def _masks(config: RunConfig, data: RetrievalData) -> list[Mask] | None:
+    """Returns the masks that the configuration names; None leaves them to the recipe."""
+    hits, known = config.negatives.remove_accidental_hits, config.negatives.known_positives
+    if known and data.train.query_key is None:
+        raise bad_input("negatives.known_positives", "a log with a query_key", True)
+    # Said of copies only, it must not switch off what these recipes are about.
+    known |= hits is not None and _leaves_out_history(config, data)
+    if hits is None and not known:
+        return None
+    own: list[Mask] = [AccidentalHits()] if hits else []
+    return [*own, *([KnownPositives(data.train, data.items)] if known else [])]

@@ -1,1 +1,0 @@
-"""Queries times pool to logits: similarity, masks, correction."""

@@ -1,5 +1,0 @@
-"""Settings chosen on a validation part: a space of configuration keys to the best of its runs."""
-
-from tfrs_negatives.search.driver import run_search
-
-__all__ = ["run_search"]

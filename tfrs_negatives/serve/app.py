@@ -1,0 +1,171 @@
+"""The service as an ASGI application: endpoints, guards, errors, and what runs beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from importlib import resources
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from tfrs_negatives import __version__
+from tfrs_negatives.core.errors import InputError
+from tfrs_negatives.runs.tables import UnknownId
+from tfrs_negatives.serve.answers import answer_batch
+from tfrs_negatives.serve.batcher import Batcher, Overloaded
+from tfrs_negatives.serve.deployment import Deployment, NotReady
+from tfrs_negatives.serve.guards import LimitBody, RequireToken, SecurityHeaders
+from tfrs_negatives.serve.limits import MAX_BODY_BYTES
+from tfrs_negatives.serve.metrics import MeasureRequests, Metrics
+from tfrs_negatives.serve.routes import Service, Services, router
+from tfrs_negatives.serve.schemas import Recommend, Recommendation
+
+_log = logging.getLogger(__name__)
+
+LOOPBACK_NAMES = ["localhost", "127.0.0.1", "::1", "[::1]"]
+"""The names by which a browser on this machine may ask. A page of another name that was pointed at
+this machine could read the answers otherwise."""
+
+_PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+
+def create_app(
+    deployments: Sequence[Deployment],
+    *,
+    token: str | None = None,
+    hosts: Sequence[str] | None = None,
+    max_batch: int = 64,
+    max_queue: int = 1024,
+    timeout: float = 10.0,
+    look_every: float = 1.0,
+) -> FastAPI:
+    """Builds the service of some runs.
+
+    Args:
+        deployments: the runs, the first is the one that answers where none is named. They may be
+            loaded later: until then `/ready` and what needs an export answer 503.
+        token: what requests have to carry; None is none.
+        hosts: by which names it may be asked; None is any.
+        max_batch: requests that are answered together, at most.
+        max_queue: requests that may wait, of each run.
+        timeout: seconds that a request may take.
+        look_every: seconds between two looks for another export.
+
+    Returns:
+        The application. Its lifespan starts the queues and the looks for other exports.
+    """
+    metrics = Metrics()
+    services = {}
+    for deployment in deployments:
+        batcher: Batcher[Recommend, Recommendation] = Batcher(
+            partial(_answer, deployment),
+            max_batch=max_batch,
+            max_queue=max_queue,
+            timeout=timeout,
+            observe=metrics.batch_size.labels(deployment.name).observe,
+        )
+        services[deployment.name] = Service(deployment, batcher)
+    metrics.watch([(service.deployment, service.batcher) for service in services.values()])
+    app = FastAPI(
+        title="tfrs-negatives serve",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=partial(_lifespan, look_every=look_every),
+    )
+    app.state.services = Services(services, metrics)
+    app.include_router(router)
+    _add_page(app)
+    _add_errors(app)
+    # The last one is the outermost.
+    app.add_middleware(LimitBody, max_bytes=MAX_BODY_BYTES, timeout=timeout)
+    app.add_middleware(RequireToken, token=token)
+    app.add_middleware(
+        TrustedHostMiddleware, allowed_hosts=list(hosts or ["*"]), www_redirect=False
+    )
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(MeasureRequests, metrics=metrics)
+    return app
+
+
+def _answer(
+    deployment: Deployment, requests: Sequence[Recommend]
+) -> Sequence[Recommendation | Exception]:
+    return answer_batch(deployment.snapshot, requests)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI, *, look_every: float) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        for service in app.state.services.runs.values():
+            await stack.enter_async_context(service.batcher)
+            look = asyncio.create_task(_keep_looking(service.deployment, look_every))
+            stack.push_async_callback(_stop, look)
+        yield
+
+
+async def _keep_looking(deployment: Deployment, every: float) -> None:
+    while True:
+        await asyncio.sleep(every)
+        if deployment.is_ready:
+            try:
+                await asyncio.to_thread(deployment.refresh)
+            except Exception:
+                # The next look may find it better; without a next look no export would be found.
+                _log.exception("%s: the look for another export failed", deployment.name)
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _add_page(app: FastAPI) -> None:
+    folder = resources.files(__package__) / "page"
+    for path, (name, media_type) in _PAGE.items():
+        content = (folder / name).read_bytes()
+        answer = partial(_file, content, media_type)
+        app.add_api_route(path, answer, include_in_schema=False, response_class=Response)
+
+
+def _file(content: bytes, media_type: str) -> Response:
+    return Response(content, media_type=media_type)
+
+
+def _add_errors(app: FastAPI) -> None:
+    for kind, status in {UnknownId: 404, InputError: 422, NotReady: 503, Overloaded: 503}.items():
+        app.add_exception_handler(kind, partial(_problem, status))
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(500, _failed)
+
+
+def _problem(status: int, request: Request, error: Exception) -> Response:
+    headers = {"Retry-After": "1"} if status == 503 else None
+    return JSONResponse({"detail": str(error)}, status, headers)
+
+
+def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    sentences = []
+    for problem in error.errors()[:5]:
+        place = ".".join(str(part) for part in problem["loc"])[:200]
+        received = repr(problem.get("input"))
+        received = received if len(received) <= 100 else received[:100] + "..."
+        sentences.append(f"`{place}`: {problem['msg']}. Received: {received}")
+    return JSONResponse({"detail": "; ".join(sentences)}, 422)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": "the service failed; its log says more"}, 500)

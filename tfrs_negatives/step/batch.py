@@ -1,0 +1,140 @@
+"""What the caller of a step gives, put in the form that sources and masks read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.replicas import all_rows, place_of_rows
+from tfrs_negatives.core.types import EMPTY_ID, Features
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.ids import check_same_kind, id_kind, to_keys
+from tfrs_negatives.step.records import StepContext
+
+Encoder = Callable[..., tf.Tensor]
+
+
+def build_context(
+    queries: tf.Tensor,
+    candidates: tf.Tensor,
+    *,
+    candidate_ids: tf.Tensor | None,
+    features: Features,
+    encode_items: Encoder | None,
+    log_probability: Callable[[tf.Tensor], tf.Tensor],
+    step: tf.Tensor,
+    seed: int,
+) -> StepContext:
+    """Gathers the items of all replicas and keeps the queries of this one.
+
+    Everything is cast to float32 here: scores, masks and losses are computed in it whatever the
+    towers answer in.
+
+    Args:
+        queries: [B, D] or [B, H, D].
+        candidates: [n, D], n >= B; the first B are the positives.
+        candidate_ids: [n] integers or strings, or None.
+        features: the raw batch.
+        encode_items: item features -> [m, D]; where it takes `training`, probes are encoded with
+            False.
+        log_probability: ids -> log q.
+        step: the number of this training step.
+        seed: of the task.
+
+    Raises:
+        InputError: if there are fewer candidates than queries, or not one id per candidate.
+    """
+    rows, columns = queries.shape[0], candidates.shape[0]
+    if None not in (rows, columns) and columns < rows:
+        raise bad_input("candidate_embeddings", f"at least {rows} rows, one per query", columns)
+    ids = _keys(candidate_ids, candidates)
+    queries, candidates = tf.cast(queries, tf.float32), tf.cast(candidates, tf.float32)
+    num_rows, num_columns = tf.shape(queries)[0], tf.shape(candidates)[0]
+    first, total = place_of_rows(num_columns)
+    # Row i of this replica is column first + i; its extra candidates are nobody's positives.
+    own_rows = tf.range(total) - first
+    own_rows = tf.where((own_rows >= 0) & (own_rows < num_rows), own_rows, -1)
+    return StepContext(
+        query_embeddings=queries,
+        positive_embeddings=_first(candidates, queries),
+        positive_ids=_first(ids, queries),
+        item_embeddings=all_rows(candidates),
+        item_ids=all_rows(ids),
+        own_rows=own_rows,
+        num_queries=place_of_rows(num_rows)[1],
+        features=features,
+        step=step,
+        seed=tf.stack([seed, tf.cast(step, tf.int32)]),
+        log_probability=log_probability,
+        encode_items=encode_items or _no_item_tower,
+        encode_probes=_without_training(encode_items or _no_item_tower),
+    )
+
+
+class Composition(Protocol):
+    """The parts of a task that may know items."""
+
+    frequency: Any
+    affinity: Any
+    negatives: Any
+    masks: Any
+
+
+def catalogues_of(task: Composition) -> dict[str, ItemCatalogue]:
+    """Returns the items that the parts of a task know.
+
+    Returns:
+        "name" or "name[i]" of a part -> its catalogue.
+    """
+    parts = {"frequency": task.frequency, "item_bias": task.affinity.item_bias}
+    for name, several in {"negatives": task.negatives, "masks": task.masks}.items():
+        parts |= {f"{name}[{i}]": part for i, part in enumerate(several)}
+    items = {n: getattr(getattr(p, "unweighted", p), "items", None) for n, p in parts.items()}
+    return {name: known for name, known in items.items() if isinstance(known, ItemCatalogue)}
+
+
+def check_id_kinds(catalogues: Mapping[str, ItemCatalogue], candidate_ids: Any) -> None:
+    """Refuses parts whose ids are of another kind than the batch: they would find no item.
+
+    Args:
+        catalogues: the name of each part -> the items that it knows.
+        candidate_ids: [n] integers or strings.
+
+    Raises:
+        InputError: with the name of the part.
+    """
+    kind = id_kind(tf.convert_to_tensor(candidate_ids))
+    for name, items in catalogues.items():
+        check_same_kind(name, items.id_kind, kind, other_name="candidate_ids")
+
+
+def _first(columns: tf.Tensor, queries: tf.Tensor) -> tf.Tensor:
+    """Returns as many rows as there are queries."""
+    if columns.shape[0] is not None and columns.shape[0] == queries.shape[0]:
+        return columns
+    return columns[: tf.shape(queries)[0]]
+
+
+def _keys(candidate_ids: tf.Tensor | None, candidates: tf.Tensor) -> tf.Tensor:
+    if candidate_ids is None:
+        return tf.fill([tf.shape(candidates)[0]], tf.constant(EMPTY_ID, tf.int64))
+    ids, columns = to_keys(candidate_ids), candidates.shape[0]
+    if not ids.shape.is_compatible_with([columns]):
+        raise bad_input("candidate_ids", f"shape [{columns}], one per candidate", ids.shape)
+    return ids
+
+
+def _without_training(encode: Encoder) -> Encoder:
+    # The signature of a layer itself is that of any layer.
+    call = encode.call if isinstance(encode, tf.keras.layers.Layer) else encode
+    if "training" not in inspect.signature(call).parameters:
+        return encode
+    return lambda features: encode(features, training=False)
+
+
+def _no_item_tower(_features: Features) -> tf.Tensor:
+    raise bad_input("encode_items", "the item tower, because a source proposes other items", None)

@@ -1,0 +1,358 @@
+"""Logits to one number per row."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tensorflow as tf
+
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.part import Part
+from tfrs_negatives.step.records import Logits, Margin
+
+# What a masked logit becomes for losses and metrics of Keras, which know no mask.
+MASKED_LOGIT = tf.float32.min / 100.0
+LOWEST = tf.float32.min
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class SampledSoftmax(Part):
+    """Cross-entropy of picking the positive among itself and the columns that count.
+
+        loss_i = log(exp(s_i+) + sum_{j kept} exp(s_ij)) - s_i+
+
+    computed as softplus(log-sum-exp of the negatives - s_i+). A row without any negative has loss 0
+    and gradient 0.
+
+    Example:
+        >>> logits = Logits(tf.zeros([1]), tf.zeros([1, 3]), tf.constant([[True, True, False]]))
+        >>> round(float(SampledSoftmax()(logits)[0]), 4)     # log 3
+        1.0986
+
+    Relations: with the whole catalogue as the pool, each item once, and no correction this is the
+    full softmax.
+
+    Source: Yi et al., RecSys 2019, equation 5; Yang et al., WWW 2020, equation 5.
+    """
+
+    def __call__(self, logits: Logits) -> tf.Tensor:
+        """Returns [B] float32."""
+        negatives, keep, positive = logits.negatives, logits.keep, logits.positive
+        return softmax_loss(masked_log_sum_exp(negatives, keep, origin=positive))
+
+    def of_margins(self, shared: Margin, own: Margin | None) -> tf.Tensor:
+        """The same from the log-sums of the shared columns and of each row's own, [B] float32."""
+        return softmax_loss(shared if own is None else _together(shared, own))
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class EasyHardMixture(Part):
+    """A fixed share of the loss for the row's own negatives, the rest for the shared ones.
+
+        loss_i = (1 - a) softmax_loss(easy columns) + a softmax_loss(hard columns)
+
+    Hard are the columns of each row (`Explicit`), easy the shared ones. Neither can drown the other
+    however many they are. A row with one kind only gets the loss of that kind.
+
+    Args:
+        hard_share: a, in [0, 1].
+
+    Raises:
+        InputError: if the share is outside [0, 1].
+
+    Example:
+        >>> keep, explicit = tf.ones([1, 4], tf.bool), tf.constant([False, False, False, True])
+        >>> logits = Logits(tf.zeros([1]), tf.zeros([1, 4]), keep, explicit)
+        >>> round(float(EasyHardMixture(0.5)(logits)[0]), 4)     # (log 4 + log 2) / 2
+        1.0397
+
+    Relations: without any column of a row this is `SampledSoftmax`.
+
+    Source: the half easy, half hard mixture of ALG 14.2, as two losses.
+    """
+
+    def __init__(self, hard_share: float = 0.5) -> None:
+        if not 0 <= hard_share <= 1:
+            raise bad_input("hard_share", "a number in [0, 1]", hard_share)
+        self.hard_share = float(hard_share)
+
+    def __call__(self, logits: Logits) -> tf.Tensor:
+        """Returns [B] float32."""
+        explicit = tf.convert_to_tensor(logits.explicit)
+        easy, hard = (
+            masked_log_sum_exp(logits.negatives, logits.keep & kind, origin=logits.positive)
+            for kind in (~explicit, explicit)
+        )
+        return self.of_margins(easy, hard)
+
+    def of_margins(self, shared: Margin, own: Margin | None) -> tf.Tensor:
+        """The same from the log-sums of the shared columns and of each row's own, [B] float32."""
+        if own is None:
+            return softmax_loss(shared)
+        share = tf.where(own.some, tf.where(shared.some, self.hard_share, 1.0), 0.0)
+        return (1.0 - share) * softmax_loss(shared) + share * softmax_loss(own)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {"hard_share": self.hard_share}
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class DecoupledSoftmax(Part):
+    """Sampled softmax of several positives per row, none of which competes with another.
+
+        loss_i = 1 / |P_i| sum_{p in P_i} log(1 + sum_{j kept} exp(s_ij - s_ip))
+
+    P_i are the row's own positive and the columns that hold another item which a mask knows to be
+    one (`KnownPositives`, or `AccidentalHits` with `more_positives`), each item once. The other
+    positives of a softmax would share the probability of 1; here each may have it all.
+
+    Example:
+        >>> from tfrs_negatives.step.records import MorePositives
+        >>> keep, marks = tf.constant([[True, True, False]]), tf.constant([[False, False, True]])
+        >>> more = MorePositives(marks, tf.zeros([1, 3]), tf.zeros([1, 3]))
+        >>> logits = Logits(tf.zeros([1]), tf.zeros([1, 3]), keep, more_positives=more)
+        >>> round(float(DecoupledSoftmax()(logits)[0]), 4)     # log 3, for both positives
+        1.0986
+
+    Relations: where no mask knows another positive this is `SampledSoftmax`.
+
+    Source: Gupta et al., ICLR 2024 (DEXML), decoupled softmax; ALG 12.1.
+    """
+
+    def __call__(self, logits: Logits) -> tf.Tensor:
+        """Returns [B] float32."""
+        positive, more = logits.positive, logits.more_positives
+        margin = masked_log_sum_exp(logits.negatives, logits.keep, origin=positive)
+        own = softmax_loss(margin)
+        if more is None:
+            return own
+        marks = more.marks & margin.some[:, None]
+        lead = tf.where(marks, positive[:, None] - more.logits, 0.0)
+        others = tf.where(marks, tf.math.softplus(margin.value[:, None] + lead), 0.0)
+        number = 1.0 + tf.reduce_sum(tf.cast(marks, tf.float32), axis=1)
+        return (own + tf.reduce_sum(others, axis=1)) / number
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class TripletLogistic(Part):
+    """A smooth step on the distance of each negative from the positive, on average.
+
+        loss_i = mean_{j kept} log(1 + exp(scale (s_ij - s_i+)))
+
+    Args:
+        scale: how steep; the scores are divided by the temperature already.
+
+    Raises:
+        InputError: if the scale is not positive.
+
+    Example:
+        >>> logits = Logits(tf.ones([1]), tf.constant([[1.0, 0.0]]), tf.ones([1, 2], tf.bool))
+        >>> round(float(TripletLogistic(2.0)(logits)[0]), 4)
+        0.41
+
+    Source: ALG 12.3, triplet logistic.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        if not scale > 0:
+            raise bad_input("scale", "a positive number", scale)
+        self.scale = float(scale)
+
+    def __call__(self, logits: Logits) -> tf.Tensor:
+        """Returns [B] float32; 0 with gradient 0 for a row without negatives."""
+        return mean_over_kept(tf.math.softplus(self.scale * _lead(logits)), logits.keep)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {"scale": self.scale}
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class BPR(Part):
+    """Bayesian personalised ranking: minus the log probability that the positive wins each pair.
+
+        loss_i = mean_{j kept} log(1 + exp(s_ij - s_i+))
+
+    Example:
+        >>> logits = Logits(tf.zeros([1]), tf.zeros([1, 3]), tf.ones([1, 3], tf.bool))
+        >>> round(float(BPR()(logits)[0]), 4)     # log 2
+        0.6931
+
+    Relations: `TripletLogistic(1.0)`; with one negative, `SampledSoftmax`. With the M hardest of N
+        uniform columns it estimates a partial AUC at false positive rate M / N.
+
+    Source: Rendle et al., UAI 2009; Shi et al., WWW 2023, for the partial AUC.
+    """
+
+    def __call__(self, logits: Logits) -> tf.Tensor:
+        """Returns [B] float32; 0 with gradient 0 for a row without negatives."""
+        return TripletLogistic(1.0)(logits)
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class TripletHinge(Part):
+    """How far each negative is inside a margin below the positive, on average.
+
+        loss_i = sum_{j kept} w_ij max(0, s_ij - s_i+ + margin)
+
+    with w_ij = 1 / (number of kept columns). With a `focus` the weights are those of a softmax over
+    the columns that are inside the margin, w_ij ~ exp(s_ij / focus), without gradient.
+
+    Args:
+        margin: in the unit of the logits, similarity / temperature: a margin m of the cosine is
+            m / temperature here, 3 for 0.3 at temperature 0.1.
+        focus: the temperature of the weights, in the same unit; infinity weighs all inside the
+            margin alike, None all that are kept.
+
+    Raises:
+        InputError: if a number is not positive.
+
+    Example:
+        >>> logits = Logits(tf.ones([1]), tf.constant([[0.9, -9.0]]), tf.ones([1, 2], tf.bool))
+        >>> round(float(TripletHinge(0.3)(logits)[0]), 4)
+        0.1
+        >>> round(float(TripletHinge(0.3, focus=1.0)(logits)[0]), 4)
+        0.2
+
+    Source: ALG 12.3; with `focus`, and the ten hardest columns, the loss of the code of NGAME
+        (Dahiya et al., WSDM 2023: margin 0.3 and focus 0.1 of the cosine).
+    """
+
+    def __init__(self, margin: float, *, focus: float | None = None) -> None:
+        for name, value in (("margin", margin), ("focus", focus)):
+            if value is not None and not value > 0:
+                raise bad_input(name, "a positive number", value)
+        self.margin, self.focus = float(margin), focus
+
+    def __call__(self, logits: Logits) -> tf.Tensor:
+        """Returns [B] float32; 0 with gradient 0 for a row without negatives."""
+        excess = tf.where(logits.keep, tf.nn.relu(_lead(logits) + self.margin), 0.0)
+        if self.focus is None:
+            return mean_over_kept(excess, logits.keep)
+        active = excess > 0
+        flat = math.isinf(self.focus)
+        weight_logits = tf.zeros_like(excess) if flat else logits.negatives / self.focus
+        weights = tf.nn.softmax(tf.where(active, tf.stop_gradient(weight_logits), LOWEST))
+        return tf.reduce_sum(weights * excess, axis=1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {"margin": self.margin, "focus": self.focus}
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class PointwiseBCE(Part):
+    """Binary cross-entropy of each column on its own: the positive is 1, negatives are 0.
+
+        loss_i = log(1 + exp(-s_i+)) + n mean_{j kept} log(1 + exp(s_ij))
+
+    which is the mean over all ways to draw n of the kept columns. The logits are those of a column
+    being a positive in a sample with n negatives for each, not in the world.
+
+    Args:
+        negatives_per_positive: n, how much the negatives weigh.
+
+    Raises:
+        InputError: if n is not positive.
+
+    Example:
+        >>> logits = Logits(tf.zeros([1]), tf.zeros([1, 5]), tf.ones([1, 5], tf.bool))
+        >>> round(float(PointwiseBCE(2)(logits)[0]), 4)     # 3 log 2
+        2.0794
+
+    Source: ALG 12.3, binary cross-entropy with 1:2 or 1:3, which draws the negatives.
+    """
+
+    def __init__(self, negatives_per_positive: float = 3) -> None:
+        if not negatives_per_positive > 0:
+            raise bad_input("negatives_per_positive", "a positive number", negatives_per_positive)
+        self.negatives_per_positive = negatives_per_positive
+
+    def __call__(self, logits: Logits) -> tf.Tensor:
+        """Returns [B] float32; 0 with gradient 0 for a row without negatives."""
+        negatives = tf.where(logits.keep, logits.negatives, 0.0)
+        mean = mean_over_kept(tf.math.softplus(negatives), logits.keep)
+        some = tf.reduce_any(logits.keep, axis=1)
+        own = tf.where(some, tf.math.softplus(-logits.positive), 0.0)
+        return own + self.negatives_per_positive * mean
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {"negatives_per_positive": self.negatives_per_positive}
+
+
+def mean_over_kept(values: tf.Tensor, keep: tf.Tensor) -> tf.Tensor:
+    """Returns [B] float32: the mean of the kept values [B, C] of each row, 0 where none is."""
+    total = tf.reduce_sum(tf.where(keep, values, 0.0), axis=1)
+    return tf.math.divide_no_nan(total, tf.reduce_sum(tf.cast(keep, tf.float32), axis=1))
+
+
+def _lead(logits: Logits) -> tf.Tensor:
+    """Returns [B, C]: by how much each kept negative exceeds the positive, 0 for the others."""
+    return tf.where(logits.keep, logits.negatives - logits.positive[:, None], 0.0)
+
+
+def softmax_loss(margin: Margin) -> tf.Tensor:
+    """Minus the log share of the positive among itself and its negatives.
+
+    Args:
+        margin: of the negatives over the positive.
+
+    Returns:
+        [B] float32, softplus(value); 0 with gradient 0 for a row without negatives.
+    """
+    return tf.where(margin.some, tf.math.softplus(margin.value), 0.0)
+
+
+def _together(one: Margin, other: Margin) -> Margin:
+    # A value of 0 that stands for no negatives must not count.
+    values = tf.stack([tf.where(m.some, m.value, tf.float32.min) for m in (one, other)], axis=1)
+    some = one.some | other.some
+    return Margin(some, tf.where(some, tf.reduce_logsumexp(values, axis=1), 0.0))
+
+
+def masked_log_sum_exp(logits: tf.Tensor, keep: tf.Tensor, *, origin: tf.Tensor) -> Margin:
+    """Log-sum-exp over the kept columns of each row, as its distance from a number of the row.
+
+    Args:
+        logits: [B, C] float32.
+        keep: [B, C] bool.
+        origin: [B] float32, subtracted.
+
+    Returns:
+        Whether each row has any kept column, and the value.
+    """
+    lowest = logits.dtype.min
+    kept = tf.where(keep, logits, lowest)
+    peak = tf.stop_gradient(tf.reduce_max(kept, axis=1))
+    some = tf.reduce_any(keep, axis=1)
+    # Shifted before it is masked: an extreme peak cannot lift a masked column above zero weight.
+    weights = tf.exp(tf.where(keep, logits - peak[:, None], lowest))
+    total = tf.where(some, tf.reduce_sum(weights, axis=1), 1.0)
+    # Peak and origin first: their difference is small where both are large, the rest is rounded.
+    # The `where` keeps the gradient of an empty row at 0.
+    return Margin(some, tf.where(some, peak - origin, 0.0) + tf.math.log(total))
+
+
+def one_hot_labels(logits: Logits, *, own_rows: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Lays logits out as losses and metrics of Keras and TFRS know them.
+
+    Args:
+        logits: positive [B] and negatives [B, C].
+        own_rows: [C] int32, the row whose positive each column is, -1 for none; None where the
+            positives have no columns.
+
+    Returns:
+        One-hot labels and logits, both [B, C] float32 with the positive in its own column, or
+        [B, 1 + C] with the positive first.
+    """
+    negatives = tf.where(logits.keep, logits.negatives, MASKED_LOGIT)
+    if own_rows is not None:
+        rows = tf.range(tf.shape(logits.positive)[0])
+        own = tf.equal(own_rows[None, :], rows[:, None])
+        return tf.cast(own, tf.float32), tf.where(own, logits.positive[:, None], negatives)
+    scores = tf.concat([logits.positive[:, None], negatives], axis=1)
+    labels = tf.one_hot(tf.zeros_like(logits.positive, tf.int32), tf.shape(scores)[1])
+    return labels, scores

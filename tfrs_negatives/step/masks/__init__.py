@@ -1,0 +1,1 @@
+"""Which candidates count as negatives of which row."""

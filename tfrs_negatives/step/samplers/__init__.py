@@ -1,0 +1,24 @@
+"""The sources of negatives: who proposes candidates, and how often it does.
+
+A source answers two questions. `propose` gives this step's columns; `log_expected_count(ids)` says
+how many of its columns hold each id on average. The second is asked for the ids of *all* columns,
+because a column is corrected with the count of the mixture, whichever source it came from.
+"""
+
+from tfrs_negatives.step.samplers.catalogue_draws import LogUniform, Popularity, Uniform
+from tfrs_negatives.step.samplers.cross_batch import CrossBatch
+from tfrs_negatives.step.samplers.explicit import Explicit
+from tfrs_negatives.step.samplers.in_batch import InBatch
+from tfrs_negatives.step.samplers.index_stream import IndexStream
+from tfrs_negatives.step.samplers.weighted import Weighted
+
+__all__ = [
+    "CrossBatch",
+    "Explicit",
+    "InBatch",
+    "IndexStream",
+    "LogUniform",
+    "Popularity",
+    "Uniform",
+    "Weighted",
+]

@@ -1,0 +1,209 @@
+"""Queries times pool to scores: similarity, temperature, item bias."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+import tensorflow as tf
+
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.types import Similarity
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.ids import check_same_kind, id_kind, to_keys
+from tfrs_negatives.step.frequency import log_shares
+from tfrs_negatives.step.records import CandidatePool, Logits, StepContext
+
+# A learned temperature stays where float32 logits of a cosine still resolve (ALG G13).
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class ItemBias(tf.keras.layers.Layer):
+    """One learned number per item, added to its logit, started at the log of its share.
+
+    On a sphere every item vector has the same length, so popularity has nowhere else to live. An
+    item without any event starts as if it had half of one; ids outside the catalogue share one
+    entry that starts there too.
+
+    Args:
+        ids: [N] item ids, integers or strings.
+        counts: [N] how many training events each has.
+
+    Raises:
+        InputError: if lengths differ, a count is negative or all are zero.
+
+    Example:
+        >>> bias = ItemBias(["a", "b"], [3, 1])
+        >>> np.exp(bias(tf.constant(["b", "a"]))).round(2).tolist()
+        [0.25, 0.75]
+    """
+
+    def __init__(self, ids: Any, counts: Any, **kwargs: Any) -> None:
+        super().__init__(**{"name": "item_bias", "dtype": "float32", **kwargs})
+        self.items = ItemCatalogue(ids)
+        self.counts = np.asarray(counts, np.float64)
+        start = log_shares(self.items, self.counts)
+        self.bias = self.add_weight(
+            "bias", [len(start)], tf.float32, tf.keras.initializers.Constant(start)
+        )
+
+    def call(self, ids: tf.Tensor) -> tf.Tensor:
+        """Returns [m] float32, in the unit of logits (nats), for ids or keys [m]."""
+        rows = self.items.rows_of_keys(to_keys(ids), unknown=len(self.items))
+        return tf.gather(self.bias, rows)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        ids, counts = self.items.ids.tolist(), self.counts.tolist()
+        return {**super().get_config(), "ids": ids, "counts": counts}
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class Affinity(tf.keras.layers.Layer):
+    """How well each column fits each query.
+
+        score(i, j) = <u_i, v_j> / temperature + bias_j        dot
+        score(i, j) = cos(u_i, v_j) / temperature + bias_j     cosine
+
+    A query of several vectors takes the best of them (maxsim).
+
+    Args:
+        similarity: "dot" or "cosine".
+        temperature: divides the similarity.
+        learn_temperature: train it, as its logarithm, within [0.01, 1].
+        item_bias: an `ItemBias`, or None.
+
+    Raises:
+        InputError: for an unknown similarity or a temperature that is not positive, or not within
+            its range where it is learned.
+
+    Example:
+        >>> Affinity("cosine", temperature=0.5).retrieval_vectors(tf.constant([[3.0, 4.0]])).numpy()
+        array([[0.6, 0.8]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        similarity: Similarity = "dot",
+        *,
+        temperature: float = 1.0,
+        learn_temperature: bool = False,
+        item_bias: ItemBias | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**{"name": "affinity", "dtype": "float32", **kwargs})
+        if similarity not in get_args(Similarity):
+            raise bad_input("similarity", f"one of {list(get_args(Similarity))}", repr(similarity))
+        if not temperature > 0:
+            raise bad_input("temperature", "a positive number", temperature)
+        if learn_temperature and not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
+            limits = f"a start in [{MIN_TEMPERATURE}, {MAX_TEMPERATURE}] where it is learned"
+            raise bad_input("temperature", limits, temperature)
+        self.similarity, self.item_bias = similarity, item_bias
+        self.initial_temperature, self.learn_temperature = temperature, learn_temperature
+        self.log_temperature = None
+        if learn_temperature:
+            start = tf.keras.initializers.Constant(np.log(temperature))
+            # Bounded after each step, not where it is used: there it would have no way back.
+            self.log_temperature = self.add_weight(
+                "log_temperature", [], tf.float32, start, constraint=_within_bounds
+            )
+
+    @property
+    def temperature(self) -> tf.Tensor | float:
+        """The temperature in force."""
+        if self.log_temperature is None:
+            return self.initial_temperature
+        return tf.exp(self.log_temperature)
+
+    def call(self, pool: CandidatePool, context: StepContext) -> Logits:
+        """Scores every column for every query, and each query's own positive apart.
+
+        Args:
+            pool: C columns, shared or of each row.
+            context: the queries [B, D] or [B, H, D] and their positives.
+
+        Returns:
+            float32 scores: positive [B], negatives [B, C]; every column is kept so far.
+        """
+        queries, columns = self.queries(context), self._on_sphere(pool.embeddings)
+        heads, several = ("h", "qhc") if queries.shape.rank == 3 else ("", "qc")
+        of_row = "q" if columns.shape.rank == 3 else ""
+        scores = tf.einsum(f"q{heads}d,{of_row}cd->{several}", queries, columns)
+        if heads:
+            scores = tf.reduce_max(scores, axis=1)
+        if self.item_bias is not None:
+            scores += self.item_bias(pool.ids)
+        return Logits(self.positives(queries, context), scores, tf.ones_like(scores, tf.bool))
+
+    def queries(self, context: StepContext) -> tf.Tensor:
+        """Returns the queries, [B, D] or [B, H, D], divided by the temperature."""
+        # Dividing [B, D] here spares a pass over [B, C] there.
+        queries = self._on_sphere(context.query_embeddings)
+        bare = self.log_temperature is None and self.initial_temperature == 1
+        return queries if bare else queries / self.temperature
+
+    def columns(self, pool: CandidatePool) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns vectors [C, D] and a bias [C], so that score = <query, vector> + bias."""
+        vectors = self._on_sphere(pool.embeddings)
+        if self.item_bias is None:
+            return vectors, tf.zeros(tf.shape(pool.ids))
+        return vectors, self.item_bias(pool.ids)
+
+    def positives(self, queries: tf.Tensor, context: StepContext) -> tf.Tensor:
+        """Returns the score of each row's positive, [B] float32, for what `queries` returned."""
+        positives = self._on_sphere(context.positive_embeddings)
+        if queries.shape.rank == 2:
+            own = tf.reduce_sum(queries * positives, axis=-1)
+        else:
+            own = tf.reduce_max(tf.einsum("qhd,qd->qh", queries, positives), axis=-1)
+        return own if self.item_bias is None else own + self.item_bias(context.positive_ids)
+
+    def retrieval_vectors(self, embeddings: tf.Tensor, ids: tf.Tensor | None = None) -> tf.Tensor:
+        """Vectors whose inner product ranks as the score does, for evaluation and the index.
+
+        With an item bias both sides are one dimension wider: temperature * bias on the side of the
+        items, 1 on the side of the queries, so that <query, item> = temperature * score.
+
+        Args:
+            embeddings: [m, D] of a tower.
+            ids: [m] ids of the items; None for queries.
+
+        Returns:
+            [m, D] or [m, D + 1] float32.
+        """
+        vectors = self._on_sphere(embeddings)
+        if self.item_bias is None:
+            return vectors
+        if ids is None:
+            extra = tf.ones_like(vectors[..., :1])
+        else:
+            kind = self.item_bias.items.id_kind
+            check_same_kind("ids", id_kind(ids), kind, other_name="the item bias")
+            extra = (self.temperature * self.item_bias(ids))[:, None]
+        return tf.concat([vectors, extra], axis=-1)
+
+    def _on_sphere(self, embeddings: tf.Tensor) -> tf.Tensor:
+        # In float32 whatever the towers answer in: a sum of squares overflows float16 at 256.
+        embeddings = tf.cast(embeddings, tf.float32)
+        return embeddings if self.similarity == "dot" else tf.math.l2_normalize(embeddings, axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "similarity": self.similarity,
+            "temperature": self.initial_temperature,
+            "learn_temperature": self.learn_temperature,
+            "item_bias": tf.keras.utils.serialize_keras_object(self.item_bias),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Affinity:
+        """Builds the layer that `get_config` described."""
+        return cls(**tf.keras.utils.deserialize_keras_object(config))
+
+
+def _within_bounds(log_temperature: tf.Tensor) -> tf.Tensor:
+    return tf.clip_by_value(log_temperature, np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))

@@ -1,0 +1,1 @@
+"""Features to vectors: kinds of features, layers, towers."""

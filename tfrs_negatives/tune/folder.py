@@ -1,0 +1,99 @@
+"""The folder of a search: what it was begun with, and the journal of its trials.
+
+`search.yaml` holds the metric, the seed, the space and the configuration; `trials.jsonl` is the
+journal of Optuna. One process at a time works in it, and a later one goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.files import drafted, locked, write_text
+from tfrs_negatives.runs.config import parse_yaml
+
+
+@contextmanager
+def open_folder(out: Path, record: Mapping[str, Any]) -> Iterator[None]:
+    """Makes the folder of a search, or goes on with it, and keeps other processes out.
+
+    Args:
+        out: the folder.
+        record: what decides the search: strings, numbers and such in nested mappings.
+
+    Raises:
+        InputError: if the folder holds something else or another search, another process works in
+            it, or it cannot be written.
+    """
+    path = out / "search.yaml"
+    if not out.exists():
+        with drafted(out, argument="out") as draft:
+            write_text(draft / path.name, yaml.safe_dump(dict(record), sort_keys=False))
+    elif not path.is_file():
+        raise bad_input("out", f"a new folder, or one with {path.name}", out)
+    with locked(path, argument="out", expected="a search that no other process is at"):
+        _check_same(path, record)
+        yield
+
+
+def _check_same(path: Path, record: Mapping[str, Any]) -> None:
+    try:
+        begun = parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise bad_input("out", f"a readable {path.name}", path) from error
+    before, now = _flat(begun), _flat(record)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        found = ", ".join(f"{name} {now.get(name)} for {before.get(name)}" for name in changed)
+        raise bad_input("out", "the search that was begun there, or another folder", found)
+
+
+def _flat(record: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(record, Mapping) or not record:
+        return {prefix.removesuffix("."): record}
+    parts = [_flat(value, f"{prefix}{name}.") for name, value in record.items()]
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def open_study(path: Path) -> optuna.Study:
+    """Opens the journal of the trials, which nobody else may write now.
+
+    A trial that was running when its process ended is failed then.
+
+    Args:
+        path: the file; made where it is absent.
+
+    Returns:
+        The study, in which more is better.
+
+    Raises:
+        InputError: if the journal cannot be read.
+    """
+    _mend(path)
+    try:
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        study = optuna.create_study(
+            storage=storage, study_name="search", direction="maximize", load_if_exists=True
+        )
+    except (ValueError, KeyError) as error:
+        raise bad_input("out", f"a readable {path.name}", f"{path}: {error}") from error
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+    return study
+
+
+def _mend(path: Path) -> None:
+    """Takes away what a process left that was killed while it wrote: its lock and half a line."""
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    if path.is_file():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
