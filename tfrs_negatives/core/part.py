@@ -1,21 +1,144 @@
-"""What a composition is made of."""
+"""What a composition is made of: parts that save themselves and that a configuration can name."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+import tensorflow as tf
+
+from tfrs_negatives.core.errors import bad_input
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+Family = Literal["sampler", "frequency", "mask", "miner", "loss"]
+Kind = TypeVar("Kind", bound=type)
+
+_FAMILIES: dict[str, dict[str, type]] = {family: {} for family in get_args(Family)}
+
 
 class Part:
-    """A stateless part of a composition: Keras rebuilds it from its constructor's arguments."""
+    """What its constructor's arguments say: a configuration is derived from them.
+
+    A part that has state is a `tf.keras.layers.Layer` as well, and stands before it among the
+    bases. One that is not rebuilt from its arguments has a `get_config` of its own.
+
+    Example:
+        >>> class Nearest(Part):
+        ...     def __init__(self, k, *, by="score"):
+        ...         self.k = k
+        >>> Nearest(3).get_config()
+        {'k': 3, 'by': 'score'}
+        >>> Nearest.from_config({"k": 4}).k
+        4
+    """
+
+    _arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remembers the arguments, beside what Keras tracks."""
+        made = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind(made, *args, **kwargs)
+        except TypeError:
+            return made  # The constructor says what is wrong.
+        bound.apply_defaults()
+        _, *rest = bound.arguments.items()
+        variadic = inspect.signature(cls.__init__).parameters
+        kept = {}
+        for name, value in rest:
+            if variadic[name].kind is inspect.Parameter.VAR_KEYWORD:
+                kept |= value
+            else:
+                kept[name] = value
+        object.__setattr__(made, "_arguments", kept)
+        return made
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {}
+        """Returns the constructor's arguments, with parts inside them described."""
+        own = {n: tf.keras.utils.serialize_keras_object(x) for n, x in self._arguments.items()}
+        is_layer = isinstance(self, tf.keras.layers.Layer)
+        return {**super().get_config(), **own} if is_layer else own  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Builds the part that `get_config` described."""
-        return cls(**config)
+        return cls(**tf.keras.utils.deserialize_keras_object(config))
+
+
+def part(family: Family, name: str | None = None) -> Callable[[Kind], Kind]:
+    """Makes a class one that Keras can load and that a configuration can name.
+
+    Args:
+        family: what it is in a step.
+        name: its name in a configuration; None is that of the class, `InBatch` as `in_batch`.
+
+    Returns:
+        A decorator, which also sets the attribute `name` of a class that has none.
+
+    Example:
+        >>> @part("loss")
+        ... class MeanScore(Part):
+        ...     pass
+        >>> find_part("loss", "mean_score") is MeanScore
+        True
+    """
+
+    def register(cls: Kind) -> Kind:
+        own = name or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
+        _FAMILIES[family][own] = cls
+        if "name" not in dir(cls):
+            cls.name = own  # type: ignore[attr-defined]
+        registered: Kind = tf.keras.utils.register_keras_serializable("tfrs_negatives")(cls)
+        return registered
+
+    return register
+
+
+def part_names(family: Family) -> list[str]:
+    """Returns the names of a family, sorted."""
+    return sorted(_FAMILIES[family])
+
+
+def find_part(family: Family, name: str) -> type:
+    """Finds a part by its name.
+
+    Args:
+        family: what it is in a step.
+        name: as it was registered, or `package.module:Class` for a class of one's own.
+
+    Returns:
+        The class.
+
+    Raises:
+        InputError: if there is none of that name; the nearest one is suggested.
+
+    Example:
+        >>> find_part("loss", "no_such_loss")
+        Traceback (most recent call last):
+        ...
+        tfrs_negatives.InputError: `loss`: expected ... Received: 'no_such_loss'
+    """
+    if ":" in name:
+        return _import(family, name)
+    if name in _FAMILIES[family]:
+        return _FAMILIES[family][name]
+    near = difflib.get_close_matches(name, _FAMILIES[family], n=1, cutoff=0.5)
+    rule = f"a known name, perhaps `{near[0]}`" if near else f"one of {part_names(family)}"
+    raise bad_input(family, f"{rule}, or package.module:Class", repr(name))
+
+
+def _import(family: Family, name: str) -> type:
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise bad_input(family, "package.module:Class that can be imported", name) from error
+    if not isinstance(found, type):
+        raise bad_input(family, "the name of a class", name)
+    return found
