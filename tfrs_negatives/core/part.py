@@ -50,7 +50,7 @@ class Part:
         bound.apply_defaults()
         _, *rest = bound.arguments.items()
         variadic = inspect.signature(cls.__init__).parameters
-        kept = {}
+        kept: dict[str, Any] = {}
         for name, value in rest:
             if variadic[name].kind is inspect.Parameter.VAR_KEYWORD:
                 kept |= value
@@ -63,7 +63,8 @@ class Part:
         """Returns the constructor's arguments, with parts inside them described."""
         own = {n: tf.keras.utils.serialize_keras_object(x) for n, x in self._arguments.items()}
         is_layer = isinstance(self, tf.keras.layers.Layer)
-        return {**super().get_config(), **own} if is_layer else own  # type: ignore[misc]
+        # What Keras says of a layer is of now: its name may have been chosen by Keras.
+        return {**own, **super().get_config()} if is_layer else own  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:

@@ -18,7 +18,7 @@ from tfrs_negatives.step.losses import BPR
 from tfrs_negatives.step.masks.keep import AccidentalHits
 from tfrs_negatives.step.masks.known_positives import KnownPositives
 from tfrs_negatives.step.miners import Hardest, WithinPositiveRadius
-from tfrs_negatives.step.records import NegativeSource
+from tfrs_negatives.step.records import Sampler
 from tfrs_negatives.step.samplers import CrossBatch, InBatch, Uniform
 from tfrs_negatives.step.task import Retrieval
 
@@ -34,7 +34,7 @@ def in_batch(items: ItemCatalogue, **options: Any) -> Retrieval:
         The task.
 
     Example:
-        >>> in_batch(ItemCatalogue([1, 2, 3])).correct
+        >>> in_batch(ItemCatalogue([1, 2, 3])).correction.policy
         'both'
 
     Source: Yi et al., RecSys 2019.
@@ -59,7 +59,7 @@ def uniform_negative_sampling(
 
     Example:
         >>> task = uniform_negative_sampling(ItemCatalogue([1, 2, 3]), num_uniform=2)
-        >>> [source.name for source in task.negatives]
+        >>> [sampler.name for sampler in task.negatives]
         ['uniform']
 
     Source: Bengio and Senecal, 2008; Wu et al., TOIS 2024 (SSM). There each row has draws of its
@@ -84,7 +84,7 @@ def mixed_negative_sampling(
 
     Example:
         >>> task = mixed_negative_sampling(ItemCatalogue([1, 2, 3]), num_uniform=2)
-        >>> [source.name for source in task.negatives]
+        >>> [sampler.name for sampler in task.negatives]
         ['in_batch', 'uniform']
 
     Source: Yang et al., WWW 2020.
@@ -117,7 +117,7 @@ def cross_batch_negative_sampling(
 
     Example:
         >>> task = cross_batch_negative_sampling(ItemCatalogue([1, 2, 3]), capacity=64)
-        >>> [source.name for source in task.negatives]
+        >>> [sampler.name for sampler in task.negatives]
         ['in_batch', 'cross_batch']
 
     Source: Wang et al., SIGIR 2021.
@@ -159,7 +159,7 @@ def mixed_cross_batch_negative_sampling(
 
     Example:
         >>> task = mixed_cross_batch_negative_sampling(ItemCatalogue([1, 2, 3]), num_uniform=2)
-        >>> [source.name for source in task.negatives]
+        >>> [sampler.name for sampler in task.negatives]
         ['in_batch', 'uniform', 'cross_batch']
 
     Source: ALG 3.2, three sources.
@@ -231,7 +231,7 @@ def cross_batch_ngame(
         >>> from tfrs_negatives.data import Interactions
         >>> log = Interactions({"user": np.array([1, 2])}, np.array([7, 9]), query_key="user")
         >>> task = cross_batch_ngame(ItemCatalogue([7, 9]), history=log, capacity=64)
-        >>> [source.name for source in task.negatives]
+        >>> [sampler.name for sampler in task.negatives]
         ['in_batch', 'cross_batch']
 
     Source: the thesis, section 3.5, with ALG 5.6 and 5.7: the bank's columns are tested against
@@ -293,7 +293,7 @@ def _hard(items: ItemCatalogue, history: History, slack: float) -> dict[str, Any
 
 
 def _retrieval(
-    negatives: Sequence[NegativeSource], items: ItemCatalogue, options: dict[str, Any]
+    negatives: Sequence[Sampler], items: ItemCatalogue, options: dict[str, Any]
 ) -> Retrieval:
     # With both sides corrected the copies of the positive are part of what estimates its share of
     # the denominator; elsewhere they would only count against it.

@@ -26,7 +26,6 @@ from tfrs_negatives.model.batch_form import (
 )
 from tfrs_negatives.step.batch import catalogues_of
 from tfrs_negatives.step.frequency import StreamingFrequency
-from tfrs_negatives.step.records import RememberingSource
 from tfrs_negatives.step.samplers import InBatch
 from tfrs_negatives.step.task import Retrieval
 from tfrs_negatives.towers.chunked import check_repeatable, encode_in_chunks
@@ -326,7 +325,7 @@ class TwoTower(tfrs.Model):
 
 
 class FirstStepReport(tf.keras.callbacks.Callback):
-    """Logs one line after the first training step: queries, columns per source, masks, correction.
+    """Logs one line after the first training step: what it was made of.
 
     `TwoTower.fit` adds it by itself; give it to `fit` of a model of your own that holds the task.
 
@@ -350,21 +349,24 @@ class FirstStepReport(tf.keras.callbacks.Callback):
             if not (logs or {}).get("loss") and _lacks_negatives(self.task):
                 logger.warning(
                     "first step: not one row had a negative, so the loss is 0 and nothing is "
-                    "learned; give larger batches, another source of negatives, or other masks"
+                    "learned; give larger batches, another sampler of negatives, or other masks"
                 )
             self.is_due = False
 
 
 def _lacks_negatives(task: Retrieval) -> bool:
-    # What remembers the batches has nothing to propose in the first step.
-    if any(isinstance(source, RememberingSource) for source in task.negatives):
+    if any(sampler.starts_empty for sampler in task.negatives):
         return False
     return task.report.lacks_negatives(sum(s.name == InBatch.name for s in task.negatives))
 
 
 def describe_last_step(task: Retrieval) -> str:
     """Says in one line what the last training step did."""
-    policy = f"{task.correct} x {task.strength:g}" if task.report.corrected.numpy() else "none"
+    policy = (
+        f"{task.correction.policy} x {task.correction.strength:g}"
+        if task.report.corrected.numpy()
+        else "none"
+    )
     return (
         f"{task.report.describe([source.name for source in task.negatives])}, "
         f"correction {policy}, "

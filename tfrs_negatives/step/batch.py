@@ -13,22 +13,23 @@ from tfrs_negatives.core.replicas import all_rows, place_of_rows
 from tfrs_negatives.core.types import EMPTY_ID, Features
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.ids import check_same_kind, id_kind, to_keys
-from tfrs_negatives.step.records import StepContext
+from tfrs_negatives.step.records import Batch
 
 Encoder = Callable[..., tf.Tensor]
 
 
-def build_context(
+def make_batch(
     queries: tf.Tensor,
     candidates: tf.Tensor,
     *,
     candidate_ids: tf.Tensor | None,
     features: Features,
     encode_items: Encoder | None,
+    sample_weight: tf.Tensor | None,
     log_probability: Callable[[tf.Tensor], tf.Tensor],
     step: tf.Tensor,
     seed: int,
-) -> StepContext:
+) -> Batch:
     """Gathers the items of all replicas and keeps the queries of this one.
 
     Everything is cast to float32 here: scores, masks and losses are computed in it whatever the
@@ -39,6 +40,7 @@ def build_context(
         candidates: [n, D], n >= B; the first B are the positives.
         candidate_ids: [n] integers or strings, or None.
         features: the raw batch.
+        sample_weight: [B] or [B, 1], the weight of each row's loss, or None.
         encode_items: item features -> [m, D]; where it takes `training`, probes are encoded with
             False.
         log_probability: ids -> log q.
@@ -58,14 +60,15 @@ def build_context(
     # Row i of this replica is column first + i; its extra candidates are nobody's positives.
     own_rows = tf.range(total) - first
     own_rows = tf.where((own_rows >= 0) & (own_rows < num_rows), own_rows, -1)
-    return StepContext(
-        query_embeddings=queries,
-        positive_embeddings=_first(candidates, queries),
+    return Batch(
+        queries=queries,
+        positives=_first(candidates, queries),
         positive_ids=_first(ids, queries),
-        item_embeddings=all_rows(candidates),
+        items=all_rows(candidates),
         item_ids=all_rows(ids),
         own_rows=own_rows,
         num_queries=place_of_rows(num_rows)[1],
+        sample_weight=sample_weight,
         features=features,
         step=step,
         seed=tf.stack([seed, tf.cast(step, tf.int32)]),
@@ -93,7 +96,7 @@ def catalogues_of(task: Composition) -> dict[str, ItemCatalogue]:
     parts = {"frequency": task.frequency, "item_bias": task.affinity.item_bias}
     for name, several in {"negatives": task.negatives, "masks": task.masks}.items():
         parts |= {f"{name}[{i}]": part for i, part in enumerate(several)}
-    items = {n: getattr(getattr(p, "unweighted", p), "items", None) for n, p in parts.items()}
+    items = {n: getattr(p, "items", None) for n, p in parts.items()}
     return {name: known for name, known in items.items() if isinstance(known, ItemCatalogue)}
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.step.records import Margin
+from tfrs_negatives.step.records import Excess
 
 KeepBlock: TypeAlias = "Callable[[tf.Tensor, tf.Tensor], tf.Tensor]"
 
@@ -46,16 +46,16 @@ def chunked_log_sum_exp(
     shift: tf.Tensor,
     *,
     keep: KeepBlock | None,
-    origin: tf.Tensor,
+    positive: tf.Tensor,
     block_width: int,
     own_rows: tf.Tensor | None = None,
     stale_from: tf.Tensor | int | None = None,
     learns_shift: bool = True,
     byte_budget: int = 0,
-) -> tuple[Margin, tf.Tensor]:
+) -> tuple[Excess, tf.Tensor]:
     """`masked_log_sum_exp` of logits that are never there all at once.
 
-        value_i = log sum_{j kept} exp(<queries_i, columns_j> + shift_j) - origin_i
+        value_i = log sum_{j kept} exp(<queries_i, columns_j> + shift_j) - positive_i
 
     Blocks of columns pass one after the other. The forward pass carries along, for each row, the
     largest logit, the sum, and the weighted sum of the columns, which is the gradient of the
@@ -72,7 +72,7 @@ def chunked_log_sum_exp(
             this row; w is the width of this block, whose first column is number `start`, an int32
             scalar. It is asked once in each pass and must answer the same: let it close over
             tensors, not over variables. No gradient flows through it. None keeps all.
-        origin: [B] float32, subtracted.
+        positive: [B] float32, subtracted.
         block_width: columns of a block, see `columns_within`. The last one has the rest, which
             may be none.
         own_rows: [C] int32, the row whose positive each column is, which does not count there; -1
@@ -93,10 +93,10 @@ def chunked_log_sum_exp(
         LookupError: if a second derivative is asked for.
 
     Example:
-        >>> margin, num_kept = chunked_log_sum_exp(
+        >>> excess, num_kept = chunked_log_sum_exp(
         ...     tf.zeros([2, 3]), tf.zeros([5, 3]), tf.zeros([5]), block_width=2,
-        ...     origin=tf.zeros([2]), keep=lambda start, logits: logits >= [[0.0], [1.0]])
-        >>> margin.some.numpy().tolist(), round(float(margin.value[0]), 4)     # log 5
+        ...     positive=tf.zeros([2]), keep=lambda start, logits: logits >= [[0.0], [1.0]])
+        >>> excess.some.numpy().tolist(), round(float(excess.value[0]), 4)     # log 5
         ([True, False], 1.6094)
         >>> float(num_kept)
         5.0
@@ -138,8 +138,8 @@ def chunked_log_sum_exp(
     peak, log_total, num_kept = reduce(queries, columns, shift)
     some = _any_kept(peak, log_total)
     # As in `masked_log_sum_exp`: the difference is small where both are large.
-    value = tf.where(some, tf.stop_gradient(peak) - origin, 0.0) + log_total
-    return Margin(some, value), tf.stop_gradient(num_kept)
+    value = tf.where(some, tf.stop_gradient(peak) - positive, 0.0) + log_total
+    return Excess(some, value), tf.stop_gradient(num_kept)
 
 
 def _prevent_second(gradient: tf.Tensor) -> tf.Tensor:

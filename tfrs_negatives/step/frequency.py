@@ -17,8 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.part import part
 from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.step.records import Frequency
 
 Method = Literal["decayed_count", "interval"]
 DEFAULT_RATES = {"decayed_count": 1e-4, "interval": 1e-2}
@@ -27,11 +29,11 @@ NEVER = -1
 UNSEEN_COUNT = 0.5
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class StreamingFrequency(tf.keras.layers.Layer):
+@part("frequency", "streaming")
+class StreamingFrequency(Frequency, tf.keras.layers.Layer):
     """Estimates log q of hashed ids from the stream itself.
 
-    `method="decayed_count"`, at step t with n occurrences of an item (ALG 1.7)::
+    `method="decayed_count"`, at step t with n occurrences of an item::
 
         c <- c (1 - rate)^(t - last) + n,   last <- t,   total <- total (1 - rate) + B
         log q = log c + (t - last) log(1 - rate) - log total
@@ -171,21 +173,9 @@ class StreamingFrequency(tf.keras.layers.Layer):
         empty = tf.constant(self.num_hashes * self.num_buckets, tf.int64)
         return tf.where(tf.equal(ids, EMPTY_ID), empty, slot)
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "num_buckets": self.num_buckets,
-            "num_hashes": self.num_hashes,
-            "method": self.method,
-            "rate": self.rate,
-            "initial_gap": self.initial_gap,
-            "seed": self.seed,
-        }
 
-
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class ExactFrequency(tf.keras.layers.Layer):
+@part("frequency", "exact")
+class ExactFrequency(Frequency, tf.keras.layers.Layer):
     """log q of items whose counts are known: log(max(count, 1/2) / total).
 
     Args:
@@ -216,11 +206,6 @@ class ExactFrequency(tf.keras.layers.Layer):
         """Returns [m] float32: the natural log of the share of each id in the counts."""
         rows = self.items.rows_of_keys(ids, unknown=len(self.items))
         return tf.gather(self._log_share, rows)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        ids, counts = self.items.ids.tolist(), self.counts.tolist()
-        return {**super().get_config(), "ids": ids, "counts": counts}
 
 
 def log_shares(items: ItemCatalogue, counts: np.ndarray) -> np.ndarray:

@@ -1,23 +1,20 @@
-"""Logits to one number per row."""
+"""Scored candidates to one number per row."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.core.part import Part
-from tfrs_negatives.step.records import Logits, Margin
+from tfrs_negatives.core.part import part
+from tfrs_negatives.step.records import Batch, Excess, Loss, Scored
 
-# What a masked logit becomes for losses and metrics of Keras, which know no mask.
-MASKED_LOGIT = tf.float32.min / 100.0
 LOWEST = tf.float32.min
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class SampledSoftmax(Part):
+@part("loss")
+class SampledSoftmax(Loss):
     """Cross-entropy of picking the positive among itself and the columns that count.
 
         loss_i = log(exp(s_i+) + sum_{j kept} exp(s_ij)) - s_i+
@@ -26,8 +23,8 @@ class SampledSoftmax(Part):
     and gradient 0.
 
     Example:
-        >>> logits = Logits(tf.zeros([1]), tf.zeros([1, 3]), tf.constant([[True, True, False]]))
-        >>> round(float(SampledSoftmax()(logits)[0]), 4)     # log 3
+        >>> scored = Scored(tf.zeros([1]), tf.zeros([1, 3]), tf.constant([[True, True, False]]))
+        >>> round(float(SampledSoftmax()(scored)[0]), 4)     # log 3
         1.0986
 
     Relations: with the whole catalogue as the pool, each item once, and no correction this is the
@@ -36,18 +33,21 @@ class SampledSoftmax(Part):
     Source: Yi et al., RecSys 2019, equation 5; Yang et al., WWW 2020, equation 5.
     """
 
-    def __call__(self, logits: Logits) -> tf.Tensor:
-        """Returns [B] float32."""
-        negatives, keep, positive = logits.negatives, logits.keep, logits.positive
-        return softmax_loss(masked_log_sum_exp(negatives, keep, origin=positive))
+    folds = True
 
-    def of_margins(self, shared: Margin, own: Margin | None) -> tf.Tensor:
+    def __call__(self, scored: Scored, batch: Batch | None = None) -> tf.Tensor:
+        """Returns [B] float32."""
+        return softmax_loss(
+            masked_log_sum_exp(scored.logit, scored.keep, positive=scored.positive_logit)
+        )
+
+    def of_excess(self, shared: Excess, own: Excess | None) -> tf.Tensor:
         """The same from the log-sums of the shared columns and of each row's own, [B] float32."""
         return softmax_loss(shared if own is None else _together(shared, own))
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class EasyHardMixture(Part):
+@part("loss")
+class EasyHardMixture(Loss):
     """A fixed share of the loss for the row's own negatives, the rest for the shared ones.
 
         loss_i = (1 - a) softmax_loss(easy columns) + a softmax_loss(hard columns)
@@ -62,9 +62,9 @@ class EasyHardMixture(Part):
         InputError: if the share is outside [0, 1].
 
     Example:
-        >>> keep, explicit = tf.ones([1, 4], tf.bool), tf.constant([False, False, False, True])
-        >>> logits = Logits(tf.zeros([1]), tf.zeros([1, 4]), keep, explicit)
-        >>> round(float(EasyHardMixture(0.5)(logits)[0]), 4)     # (log 4 + log 2) / 2
+        >>> keep, hard = tf.ones([1, 4], tf.bool), tf.constant([False, False, False, True])
+        >>> scored = Scored(tf.zeros([1]), tf.zeros([1, 4]), keep, per_row=hard)
+        >>> round(float(EasyHardMixture(0.5)(scored)[0]), 4)     # (log 4 + log 2) / 2
         1.0397
 
     Relations: without any column of a row this is `SampledSoftmax`.
@@ -72,34 +72,32 @@ class EasyHardMixture(Part):
     Source: the half easy, half hard mixture of ALG 14.2, as two losses.
     """
 
+    folds = True
+
     def __init__(self, hard_share: float = 0.5) -> None:
         if not 0 <= hard_share <= 1:
             raise bad_input("hard_share", "a number in [0, 1]", hard_share)
         self.hard_share = float(hard_share)
 
-    def __call__(self, logits: Logits) -> tf.Tensor:
+    def __call__(self, scored: Scored, batch: Batch | None = None) -> tf.Tensor:
         """Returns [B] float32."""
-        explicit = tf.convert_to_tensor(logits.explicit)
+        per_row = tf.convert_to_tensor(scored.per_row)
         easy, hard = (
-            masked_log_sum_exp(logits.negatives, logits.keep & kind, origin=logits.positive)
-            for kind in (~explicit, explicit)
+            masked_log_sum_exp(scored.logit, scored.keep & kind, positive=scored.positive_logit)
+            for kind in (~per_row, per_row)
         )
-        return self.of_margins(easy, hard)
+        return self.of_excess(easy, hard)
 
-    def of_margins(self, shared: Margin, own: Margin | None) -> tf.Tensor:
+    def of_excess(self, shared: Excess, own: Excess | None) -> tf.Tensor:
         """The same from the log-sums of the shared columns and of each row's own, [B] float32."""
         if own is None:
             return softmax_loss(shared)
         share = tf.where(own.some, tf.where(shared.some, self.hard_share, 1.0), 0.0)
         return (1.0 - share) * softmax_loss(shared) + share * softmax_loss(own)
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {"hard_share": self.hard_share}
 
-
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class DecoupledSoftmax(Part):
+@part("loss")
+class DecoupledSoftmax(Loss):
     """Sampled softmax of several positives per row, none of which competes with another.
 
         loss_i = 1 / |P_i| sum_{p in P_i} log(1 + sum_{j kept} exp(s_ij - s_ip))
@@ -112,8 +110,8 @@ class DecoupledSoftmax(Part):
         >>> from tfrs_negatives.step.records import MorePositives
         >>> keep, marks = tf.constant([[True, True, False]]), tf.constant([[False, False, True]])
         >>> more = MorePositives(marks, tf.zeros([1, 3]), tf.zeros([1, 3]))
-        >>> logits = Logits(tf.zeros([1]), tf.zeros([1, 3]), keep, more_positives=more)
-        >>> round(float(DecoupledSoftmax()(logits)[0]), 4)     # log 3, for both positives
+        >>> scored = Scored(tf.zeros([1]), tf.zeros([1, 3]), keep, more_positives=more)
+        >>> round(float(DecoupledSoftmax()(scored)[0]), 4)     # log 3, for both positives
         1.0986
 
     Relations: where no mask knows another positive this is `SampledSoftmax`.
@@ -121,22 +119,22 @@ class DecoupledSoftmax(Part):
     Source: Gupta et al., ICLR 2024 (DEXML), decoupled softmax; ALG 12.1.
     """
 
-    def __call__(self, logits: Logits) -> tf.Tensor:
+    def __call__(self, scored: Scored, batch: Batch | None = None) -> tf.Tensor:
         """Returns [B] float32."""
-        positive, more = logits.positive, logits.more_positives
-        margin = masked_log_sum_exp(logits.negatives, logits.keep, origin=positive)
-        own = softmax_loss(margin)
+        positive, more = scored.positive_logit, scored.more_positives
+        excess = masked_log_sum_exp(scored.logit, scored.keep, positive=positive)
+        own = softmax_loss(excess)
         if more is None:
             return own
-        marks = more.marks & margin.some[:, None]
-        lead = tf.where(marks, positive[:, None] - more.logits, 0.0)
-        others = tf.where(marks, tf.math.softplus(margin.value[:, None] + lead), 0.0)
+        marks = more.marks & excess.some[:, None]
+        lead = tf.where(marks, positive[:, None] - more.logit, 0.0)
+        others = tf.where(marks, tf.math.softplus(excess.value[:, None] + lead), 0.0)
         number = 1.0 + tf.reduce_sum(tf.cast(marks, tf.float32), axis=1)
         return (own + tf.reduce_sum(others, axis=1)) / number
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class TripletLogistic(Part):
+@part("loss")
+class TripletLogistic(Loss):
     """A smooth step on the distance of each negative from the positive, on average.
 
         loss_i = mean_{j kept} log(1 + exp(scale (s_ij - s_i+)))
@@ -148,8 +146,8 @@ class TripletLogistic(Part):
         InputError: if the scale is not positive.
 
     Example:
-        >>> logits = Logits(tf.ones([1]), tf.constant([[1.0, 0.0]]), tf.ones([1, 2], tf.bool))
-        >>> round(float(TripletLogistic(2.0)(logits)[0]), 4)
+        >>> scored = Scored(tf.ones([1]), tf.constant([[1.0, 0.0]]), tf.ones([1, 2], tf.bool))
+        >>> round(float(TripletLogistic(2.0)(scored)[0]), 4)
         0.41
 
     Source: ALG 12.3, triplet logistic.
@@ -160,24 +158,20 @@ class TripletLogistic(Part):
             raise bad_input("scale", "a positive number", scale)
         self.scale = float(scale)
 
-    def __call__(self, logits: Logits) -> tf.Tensor:
+    def __call__(self, scored: Scored, batch: Batch | None = None) -> tf.Tensor:
         """Returns [B] float32; 0 with gradient 0 for a row without negatives."""
-        return mean_over_kept(tf.math.softplus(self.scale * _lead(logits)), logits.keep)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {"scale": self.scale}
+        return mean_over_kept(tf.math.softplus(self.scale * _lead(scored)), scored.keep)
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class BPR(Part):
+@part("loss")
+class BPR(Loss):
     """Bayesian personalised ranking: minus the log probability that the positive wins each pair.
 
         loss_i = mean_{j kept} log(1 + exp(s_ij - s_i+))
 
     Example:
-        >>> logits = Logits(tf.zeros([1]), tf.zeros([1, 3]), tf.ones([1, 3], tf.bool))
-        >>> round(float(BPR()(logits)[0]), 4)     # log 2
+        >>> scored = Scored(tf.zeros([1]), tf.zeros([1, 3]), tf.ones([1, 3], tf.bool))
+        >>> round(float(BPR()(scored)[0]), 4)     # log 2
         0.6931
 
     Relations: `TripletLogistic(1.0)`; with one negative, `SampledSoftmax`. With the M hardest of N
@@ -186,13 +180,13 @@ class BPR(Part):
     Source: Rendle et al., UAI 2009; Shi et al., WWW 2023, for the partial AUC.
     """
 
-    def __call__(self, logits: Logits) -> tf.Tensor:
+    def __call__(self, scored: Scored, batch: Batch | None = None) -> tf.Tensor:
         """Returns [B] float32; 0 with gradient 0 for a row without negatives."""
-        return TripletLogistic(1.0)(logits)
+        return TripletLogistic(1.0)(scored)
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class TripletHinge(Part):
+@part("loss")
+class TripletHinge(Loss):
     """How far each negative is inside a margin below the positive, on average.
 
         loss_i = sum_{j kept} w_ij max(0, s_ij - s_i+ + margin)
@@ -210,10 +204,10 @@ class TripletHinge(Part):
         InputError: if a number is not positive.
 
     Example:
-        >>> logits = Logits(tf.ones([1]), tf.constant([[0.9, -9.0]]), tf.ones([1, 2], tf.bool))
-        >>> round(float(TripletHinge(0.3)(logits)[0]), 4)
+        >>> scored = Scored(tf.ones([1]), tf.constant([[0.9, -9.0]]), tf.ones([1, 2], tf.bool))
+        >>> round(float(TripletHinge(0.3)(scored)[0]), 4)
         0.1
-        >>> round(float(TripletHinge(0.3, focus=1.0)(logits)[0]), 4)
+        >>> round(float(TripletHinge(0.3, focus=1.0)(scored)[0]), 4)
         0.2
 
     Source: ALG 12.3; with `focus`, and the ten hardest columns, the loss of the code of NGAME
@@ -226,24 +220,20 @@ class TripletHinge(Part):
                 raise bad_input(name, "a positive number", value)
         self.margin, self.focus = float(margin), focus
 
-    def __call__(self, logits: Logits) -> tf.Tensor:
+    def __call__(self, scored: Scored, batch: Batch | None = None) -> tf.Tensor:
         """Returns [B] float32; 0 with gradient 0 for a row without negatives."""
-        excess = tf.where(logits.keep, tf.nn.relu(_lead(logits) + self.margin), 0.0)
+        excess = tf.where(scored.keep, tf.nn.relu(_lead(scored) + self.margin), 0.0)
         if self.focus is None:
-            return mean_over_kept(excess, logits.keep)
+            return mean_over_kept(excess, scored.keep)
         active = excess > 0
         flat = math.isinf(self.focus)
-        weight_logits = tf.zeros_like(excess) if flat else logits.negatives / self.focus
+        weight_logits = tf.zeros_like(excess) if flat else scored.logit / self.focus
         weights = tf.nn.softmax(tf.where(active, tf.stop_gradient(weight_logits), LOWEST))
         return tf.reduce_sum(weights * excess, axis=1)
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {"margin": self.margin, "focus": self.focus}
 
-
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class PointwiseBCE(Part):
+@part("loss")
+class PointwiseBCE(Loss):
     """Binary cross-entropy of each column on its own: the positive is 1, negatives are 0.
 
         loss_i = log(1 + exp(-s_i+)) + n mean_{j kept} log(1 + exp(s_ij))
@@ -258,8 +248,8 @@ class PointwiseBCE(Part):
         InputError: if n is not positive.
 
     Example:
-        >>> logits = Logits(tf.zeros([1]), tf.zeros([1, 5]), tf.ones([1, 5], tf.bool))
-        >>> round(float(PointwiseBCE(2)(logits)[0]), 4)     # 3 log 2
+        >>> scored = Scored(tf.zeros([1]), tf.zeros([1, 5]), tf.ones([1, 5], tf.bool))
+        >>> round(float(PointwiseBCE(2)(scored)[0]), 4)     # 3 log 2
         2.0794
 
     Source: ALG 12.3, binary cross-entropy with 1:2 or 1:3, which draws the negatives.
@@ -270,17 +260,13 @@ class PointwiseBCE(Part):
             raise bad_input("negatives_per_positive", "a positive number", negatives_per_positive)
         self.negatives_per_positive = negatives_per_positive
 
-    def __call__(self, logits: Logits) -> tf.Tensor:
+    def __call__(self, scored: Scored, batch: Batch | None = None) -> tf.Tensor:
         """Returns [B] float32; 0 with gradient 0 for a row without negatives."""
-        negatives = tf.where(logits.keep, logits.negatives, 0.0)
-        mean = mean_over_kept(tf.math.softplus(negatives), logits.keep)
-        some = tf.reduce_any(logits.keep, axis=1)
-        own = tf.where(some, tf.math.softplus(-logits.positive), 0.0)
+        negatives = tf.where(scored.keep, scored.logit, 0.0)
+        mean = mean_over_kept(tf.math.softplus(negatives), scored.keep)
+        some = tf.reduce_any(scored.keep, axis=1)
+        own = tf.where(some, tf.math.softplus(-scored.positive_logit), 0.0)
         return own + self.negatives_per_positive * mean
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {"negatives_per_positive": self.negatives_per_positive}
 
 
 def mean_over_kept(values: tf.Tensor, keep: tf.Tensor) -> tf.Tensor:
@@ -289,37 +275,37 @@ def mean_over_kept(values: tf.Tensor, keep: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(total, tf.reduce_sum(tf.cast(keep, tf.float32), axis=1))
 
 
-def _lead(logits: Logits) -> tf.Tensor:
+def _lead(scored: Scored) -> tf.Tensor:
     """Returns [B, C]: by how much each kept negative exceeds the positive, 0 for the others."""
-    return tf.where(logits.keep, logits.negatives - logits.positive[:, None], 0.0)
+    return tf.where(scored.keep, scored.logit - scored.positive_logit[:, None], 0.0)
 
 
-def softmax_loss(margin: Margin) -> tf.Tensor:
+def softmax_loss(excess: Excess) -> tf.Tensor:
     """Minus the log share of the positive among itself and its negatives.
 
     Args:
-        margin: of the negatives over the positive.
+        excess: of the negatives over the positive.
 
     Returns:
         [B] float32, softplus(value); 0 with gradient 0 for a row without negatives.
     """
-    return tf.where(margin.some, tf.math.softplus(margin.value), 0.0)
+    return tf.where(excess.some, tf.math.softplus(excess.value), 0.0)
 
 
-def _together(one: Margin, other: Margin) -> Margin:
+def _together(one: Excess, other: Excess) -> Excess:
     # A value of 0 that stands for no negatives must not count.
-    values = tf.stack([tf.where(m.some, m.value, tf.float32.min) for m in (one, other)], axis=1)
+    values = tf.stack([tf.where(e.some, e.value, tf.float32.min) for e in (one, other)], axis=1)
     some = one.some | other.some
-    return Margin(some, tf.where(some, tf.reduce_logsumexp(values, axis=1), 0.0))
+    return Excess(some, tf.where(some, tf.reduce_logsumexp(values, axis=1), 0.0))
 
 
-def masked_log_sum_exp(logits: tf.Tensor, keep: tf.Tensor, *, origin: tf.Tensor) -> Margin:
+def masked_log_sum_exp(logits: tf.Tensor, keep: tf.Tensor, *, positive: tf.Tensor) -> Excess:
     """Log-sum-exp over the kept columns of each row, as its distance from a number of the row.
 
     Args:
         logits: [B, C] float32.
         keep: [B, C] bool.
-        origin: [B] float32, subtracted.
+        positive: [B] float32, the logit of each row's positive, subtracted.
 
     Returns:
         Whether each row has any kept column, and the value.
@@ -331,28 +317,6 @@ def masked_log_sum_exp(logits: tf.Tensor, keep: tf.Tensor, *, origin: tf.Tensor)
     # Shifted before it is masked: an extreme peak cannot lift a masked column above zero weight.
     weights = tf.exp(tf.where(keep, logits - peak[:, None], lowest))
     total = tf.where(some, tf.reduce_sum(weights, axis=1), 1.0)
-    # Peak and origin first: their difference is small where both are large, the rest is rounded.
+    # Peak and positive first: their difference is small where both are large, the rest is rounded.
     # The `where` keeps the gradient of an empty row at 0.
-    return Margin(some, tf.where(some, peak - origin, 0.0) + tf.math.log(total))
-
-
-def one_hot_labels(logits: Logits, *, own_rows: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Lays logits out as losses and metrics of Keras and TFRS know them.
-
-    Args:
-        logits: positive [B] and negatives [B, C].
-        own_rows: [C] int32, the row whose positive each column is, -1 for none; None where the
-            positives have no columns.
-
-    Returns:
-        One-hot labels and logits, both [B, C] float32 with the positive in its own column, or
-        [B, 1 + C] with the positive first.
-    """
-    negatives = tf.where(logits.keep, logits.negatives, MASKED_LOGIT)
-    if own_rows is not None:
-        rows = tf.range(tf.shape(logits.positive)[0])
-        own = tf.equal(own_rows[None, :], rows[:, None])
-        return tf.cast(own, tf.float32), tf.where(own, logits.positive[:, None], negatives)
-    scores = tf.concat([logits.positive[:, None], negatives], axis=1)
-    labels = tf.one_hot(tf.zeros_like(logits.positive, tf.int32), tf.shape(scores)[1])
-    return labels, scores
+    return Excess(some, tf.where(some, peak - positive, 0.0) + tf.math.log(total))

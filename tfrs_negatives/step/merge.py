@@ -1,130 +1,118 @@
-"""All proposals side by side, and the log expected count of the mixture that made them."""
+"""All candidates side by side, and the log expected count of the mixture that made them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfrs_negatives.step.records import CandidatePool, Candidates, NegativeSource, StepContext
-from tfrs_negatives.step.samplers.weighted import Weighted, log_weight_of
+from tfrs_negatives.step.records import Batch, Candidates, Pool, Sampler
 
 
-class _Proposal(NamedTuple):
-    """What one source answered, and which it is."""
+class _Answer(NamedTuple):
+    """What one sampler answered, and which it is."""
 
     number: int
-    source: NegativeSource
+    sampler: Sampler
     candidates: Candidates
 
+    @property
+    def width(self) -> tf.Tensor:
+        """How many candidates it gave to a row, [1] int32."""
+        return tf.shape(self.candidates.ids)[-1:]
 
-def build_pools(
-    sources: Sequence[NegativeSource], context: StepContext, *, corrected: bool
-) -> list[CandidatePool]:
-    """Asks every source for its columns and joins them.
+    def filled(self, field: tf.Tensor | None, otherwise: float) -> tf.Tensor:
+        """Returns a number of each candidate [n], given for all of them or for none."""
+        return tf.fill(self.width, otherwise if field is None else field)
 
-    Columns that all rows share are corrected with the mixture of the sources that share them, and
-    so are the positives. Columns of single rows are chosen, not drawn: each source answers for its
-    own.
+
+def sample_pools(samplers: Sequence[Sampler], batch: Batch, *, counted: bool) -> list[Pool]:
+    """Asks every sampler for its candidates and joins them.
+
+    Candidates that all rows share are corrected with the mixture of the samplers that share them,
+    and so are the positives. Candidates of single rows are chosen, not drawn: they have the count
+    that their sampler gave them, of one if it gave none.
 
     Args:
-        sources: the sources, whose columns keep this order.
-        context: the step so far, B rows.
-        corrected: whether the log expected counts are wanted; without, no frequency is needed.
+        samplers: whose candidates keep this order.
+        batch: the step, B rows.
+        counted: whether the log counts are wanted; without, no frequency is needed.
 
     Returns:
-        The pool of the shared columns and that of the rows' own; one of them where only one kind
+        The pool of the shared candidates and that of the rows' own; one of them where only one kind
         was proposed.
     """
-    proposals = [
-        _Proposal(n, source, source.propose(context._replace(seed=_fold_in(context.seed, n))))
-        for n, source in enumerate(sources)
-    ]
-    shared = [p for p in proposals if p.candidates.ids.shape.rank == 1]
-    shared = _compensate(shared, context, corrected=corrected)
-    per_row = [p for p in proposals if p.candidates.ids.shape.rank == 2]
+    answers = [_Answer(n, s, s.sample(batch.for_part(n))) for n, s in enumerate(samplers)]
+    shared = [a for a in answers if not a.candidates.per_row]
+    shared = _compensate(shared, batch, counted=counted)
+    per_row = [a for a in answers if a.candidates.per_row]
     positives = None
-    if corrected:
-        drawn = [p.source for p in shared]
-        positives = mixture_log_expected_count(drawn, context.positive_ids, context)
-        # A positive that no source can propose (all are off, or it is outside the catalogue) is
+    if counted:
+        positives = mixture_log_count([a.sampler for a in shared], batch.positive_ids, batch)
+        # A positive that no sampler can propose (all are off, or it is outside the catalogue) is
         # left as it is: divided by a count of 0 it would win against anything.
         positives = tf.where(positives > -math.inf, positives, 0.0)
-    groups = [group for group in (shared, per_row) if group]
-    return [_join(group, context, positives, corrected=corrected) for group in groups]
+    pools = [_join(group, batch) for group in (shared, per_row) if group]
+    if not counted:
+        return pools
+    counts = {False: lambda ids: mixture_log_count([a.sampler for a in shared], ids, batch)}
+    counts[True] = lambda _: tf.concat([_own_counts(a.candidates) for a in per_row], axis=-1)
+    return [
+        p._replace(log_count=counts[p.per_row](p.ids), positive_log_count=positives) for p in pools
+    ]
 
 
-def _join(
-    proposals: Sequence[_Proposal],
-    context: StepContext,
-    positives: tf.Tensor | None,
-    *,
-    corrected: bool,
-) -> CandidatePool:
-    # A source may encode in half precision and another not; the pool has one dtype.
-    candidates = [p.candidates for p in proposals]
-    dtype, rank = context.query_embeddings.dtype, candidates[0].ids.shape.rank
-    vectors = tf.concat([tf.cast(c.embeddings, dtype) for c in candidates], axis=rank - 1)
-    ids, filled = (
-        tf.concat([getattr(c, field) for c in candidates], axis=-1) for field in ("ids", "filled")
-    )
-    nobody = [tf.fill(tf.shape(c.ids), -1) for c in candidates]
-    own_rows = tf.concat(
-        [n if c.own_rows is None else c.own_rows for c, n in zip(candidates, nobody, strict=True)],
-        axis=-1,
-    )
-    widths = [tf.shape(c.ids)[-1:] for c in candidates]
-    origin = tf.concat(
-        [tf.fill(w, p.number) for w, p in zip(widths, proposals, strict=True)], axis=0
-    )
-    counts = None
-    if corrected and rank == 1:
-        counts = mixture_log_expected_count([p.source for p in proposals], ids, context)
-    elif corrected:
-        # Chosen, not drawn: a weight is no larger count of them, which would take it back.
-        sources = [
-            p.source.unweighted if isinstance(p.source, Weighted) else p.source for p in proposals
-        ]
-        own = [
-            s.log_expected_count(p.candidates.ids, context)
-            for s, p in zip(sources, proposals, strict=True)
-        ]
-        counts = tf.concat(own, axis=-1)
-    weights = _log_weights(proposals, widths, context)
-    last = max((n for n, c in enumerate(candidates, 1) if not c.stale), default=0)
-    num_fresh = None
-    if last < len(candidates):
-        num_fresh = tf.reduce_sum(tf.concat([[0], *widths[:last]], axis=0))
-    return CandidatePool(
-        ids, vectors, filled, own_rows, origin, counts, positives, weights, num_fresh
+def _own_counts(candidates: Candidates) -> tf.Tensor:
+    given = candidates.log_count
+    return tf.zeros(tf.shape(candidates.ids)) if given is None else given
+
+
+def _join(answers: Sequence[_Answer], batch: Batch) -> Pool:
+    # A sampler may encode in half precision and another not; the pool has one dtype.
+    all_of = [a.candidates for a in answers]
+    dtype, per_row = batch.queries.dtype, all_of[0].per_row
+    nobody = [tf.fill(tf.shape(c.ids), -1) if c.own_rows is None else c.own_rows for c in all_of]
+    fresh = max((n for n, c in enumerate(all_of, 1) if c.has_gradient), default=0)
+    widths = tf.concat([a.width for a in answers], axis=0)
+    weighted = any(c.log_weight is not None for c in all_of)
+    weights = [a.filled(a.candidates.log_weight, 0.0) for a in answers]
+    return Pool(
+        ids=tf.concat([c.ids for c in all_of], axis=-1),
+        vectors=tf.concat([tf.cast(c.vectors, dtype) for c in all_of], axis=int(per_row)),
+        valid=tf.concat([c.valid for c in all_of], axis=-1),
+        own_rows=tf.concat(nobody, axis=-1),
+        sampler=tf.concat([tf.fill(a.width, a.number) for a in answers], axis=0),
+        log_weight=tf.concat(weights, axis=0) if weighted else None,
+        num_fresh=tf.reduce_sum(widths[:fresh]) if fresh < len(all_of) else None,
+        per_row=per_row,
+        has_own=any(c.own_rows is not None for c in all_of),
     )
 
 
-def _compensate(
-    proposals: list[_Proposal], context: StepContext, *, corrected: bool
-) -> list[_Proposal]:
-    """Scales the gradient of fresh columns by (c_fresh + c_stale) / c_fresh; values stay.
+def _compensate(answers: list[_Answer], batch: Batch, *, counted: bool) -> list[_Answer]:
+    """Scales the gradient of fresh candidates by (c_fresh + c_past) / c_fresh; values stay.
 
-    Of the c columns that hold an item on average only the fresh ones push its embedding, by
+    Of the c candidates that hold an item on average only the fresh ones push its vector, by
     exp(logit) / Z each, where Z is the sum over all. Their mean push is that of the softmax again.
     """
-    fresh = [p for p in proposals if not p.candidates.stale]
-    missing = [p for p in proposals if p.candidates.compensated]
+    fresh = [a for a in answers if a.candidates.has_gradient]
+    missing = [a for a in answers if a.candidates.compensated]
 
-    def scaled(proposal: _Proposal) -> _Proposal:
-        if proposal.candidates.stale or not missing:
-            return proposal
-        ids = proposal.candidates.ids if corrected else None
-        of_fresh, of_missing = (_log_counts(part, ids, context) for part in (fresh, missing))
-        # An item that the fresh sources never propose (a positive outside the catalogue of uniform
+    def scaled(answer: _Answer) -> _Answer:
+        candidates = answer.candidates
+        if not (candidates.has_gradient and missing):
+            return answer
+        ids = candidates.ids if counted else None
+        of_fresh, of_missing = (_log_counts(part, ids, batch) for part in (fresh, missing))
+        # An item that the fresh samplers never propose (a positive outside the catalogue of uniform
         # draws) stays as it is.
         factor = tf.where(of_fresh > -math.inf, 1.0 + tf.exp(of_missing - of_fresh), 1.0)
-        embeddings = _scale_gradient(proposal.candidates.embeddings, factor[..., None])
-        return proposal._replace(candidates=proposal.candidates._replace(embeddings=embeddings))
+        vectors = _scale_gradient(candidates.vectors, factor[..., None])
+        return answer._replace(candidates=candidates._replace(vectors=vectors))
 
-    return [scaled(p) for p in proposals]
+    return [scaled(a) for a in answers]
 
 
 def _scale_gradient(vectors: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -137,65 +125,50 @@ def _scale_gradient(vectors: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     return scale(vectors)
 
 
-def _log_counts(
-    proposals: Sequence[_Proposal], ids: tf.Tensor | None, context: StepContext
-) -> tf.Tensor:
-    """Log of how many columns hold each id on average; without ids, of how many there are."""
+def _log_counts(answers: Sequence[_Answer], ids: tf.Tensor | None, batch: Batch) -> tf.Tensor:
+    """Log of how many candidates hold each id on average; without ids, of how many there are."""
     if ids is not None:
-        return mixture_log_expected_count([p.source for p in proposals], ids, context)
-    filled = [tf.reduce_sum(tf.cast(p.candidates.filled, tf.float32)) for p in proposals]
+        return mixture_log_count([a.sampler for a in answers], ids, batch)
+    numbers = [tf.reduce_sum(tf.cast(a.candidates.valid, tf.float32)) for a in answers]
+    weights = [a.candidates.log_weight for a in answers]
     logs = [
-        tf.math.log(n) + log_weight_of(p.source, context)
-        for n, p in zip(filled, proposals, strict=True)
+        tf.math.log(n) + (0.0 if weight is None else weight)
+        for n, weight in zip(numbers, weights, strict=True)
     ]
     return tf.reduce_logsumexp(tf.stack(logs))
 
 
-def _log_weights(
-    proposals: Sequence[_Proposal], widths: Sequence[tf.Tensor], context: StepContext
-) -> tf.Tensor | None:
-    if not any(isinstance(p.source, Weighted) for p in proposals):
-        return None
-    weights = [log_weight_of(p.source, context) for p in proposals]
-    return tf.concat([tf.fill(w, x) for w, x in zip(widths, weights, strict=True)], axis=0)
-
-
-def mixture_log_expected_count(
-    sources: Sequence[NegativeSource], ids: tf.Tensor, context: StepContext
-) -> tf.Tensor:
-    """How many columns of the whole pool hold each id on average, in nats.
+def mixture_log_count(samplers: Sequence[Sampler], ids: tf.Tensor, batch: Batch) -> tf.Tensor:
+    """How many candidates of the whole pool hold each id on average, in nats.
 
         log c(id) = log sum_s exp(log c_s(id))
 
     Args:
-        sources: the sources of the pool; without any every count is 1.
+        samplers: those of the pool; without any every count is 1.
         ids: [m] int64.
-        context: the step so far.
+        batch: the step.
 
     Returns:
         [m] float32.
 
     Source: the mixture of Yang et al., WWW 2020, equation 5, as a count instead of a probability;
-    one count for all sources is the balance heuristic of multiple importance sampling.
+    one count for all samplers is the balance heuristic of multiple importance sampling.
     """
-    if not sources:
+    if not samplers:
         return tf.zeros(tf.shape(ids))
-    counts = [source.log_expected_count(ids, context) for source in sources]
+    counts = [sampler.log_count(ids, batch) for sampler in samplers]
     return counts[0] if len(counts) == 1 else tf.reduce_logsumexp(tf.stack(counts), axis=0)
 
 
-def slice_columns(pool: CandidatePool, start: tf.Tensor, width: tf.Tensor) -> CandidatePool:
-    """Returns `width` of the shared columns of a pool, from `start` on."""
+def slice_pool(pool: Pool, start: tf.Tensor, width: tf.Tensor) -> Pool:
+    """Returns `width` of the shared candidates of a pool, from `start` on."""
 
-    def part(column: tf.Tensor) -> tf.Tensor:
+    def part(field: tf.Tensor) -> tf.Tensor:
         # Begin and size, not begin and end: only so XLA knows the size.
-        rest = column.shape.rank - 1
-        return tf.slice(column, [start, *[0] * rest], [width, *[-1] * rest])
+        rest = field.shape.rank - 1
+        return tf.slice(field, [start, *[0] * rest], [width, *[-1] * rest])
 
-    whole = {"positive_log_expected_count": None, "num_fresh": None}
-    sliced = [None if x is None else part(x) for x in pool._replace(**whole)]
-    return CandidatePool(*sliced)._replace(**{name: getattr(pool, name) for name in whole})
-
-
-def _fold_in(seed: tf.Tensor, number: int) -> tf.Tensor:
-    return tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
+    names = ("ids", "vectors", "valid", "own_rows", "sampler", "log_count", "log_weight")
+    fields = {name: getattr(pool, name) for name in names}
+    sliced: dict[str, Any] = {n: None if x is None else part(x) for n, x in fields.items()}
+    return pool._replace(**sliced)

@@ -1,4 +1,4 @@
-"""The metrics that TFRS knows, on the logits and the embeddings of a step."""
+"""The losses and metrics that Keras and TFRS know, on the scored candidates of a step."""
 
 from __future__ import annotations
 
@@ -7,46 +7,59 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfrs_negatives.step.losses import one_hot_labels
-from tfrs_negatives.step.records import CandidatePool, Logits, StepContext
+from tfrs_negatives.step.records import Batch, Loss, Scored
+
+# What a masked logit becomes for losses and metrics of Keras, which know no mask.
+MASKED_LOGIT = tf.float32.min / 100.0
 
 
-def labels_and_scores(
-    logits: Logits, pools: Sequence[CandidatePool], *, batch_first: bool, mined: bool
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Lays logits out as TFRS does: [B, C] where the batch stands first, else [B, 1 + C].
+class KerasLoss(Loss):
+    """A loss of Keras on one-hot labels and logits, with a reduction and weights of its own.
 
     Args:
-        logits: after the miners.
-        pools: the columns of the step.
-        batch_first: whether the first source is the batch.
-        mined: whether a miner has chosen.
+        loss: labels [B, C] and logits [B, C] to a scalar.
+    """
+
+    def __init__(self, loss: tf.keras.losses.Loss) -> None:
+        self.loss = loss
+
+    def __call__(self, scored: Scored, batch: Batch | None = None) -> tf.Tensor:
+        """Returns a scalar: what the loss makes of the batch."""
+        labels, logits = one_hot_labels(scored)
+        weights = None if batch is None else batch.sample_weight
+        return self.loss(labels, logits, sample_weight=weights)
+
+
+def one_hot_labels(scored: Scored) -> tuple[tf.Tensor, tf.Tensor]:
+    """Lays logits out as losses and metrics of Keras and TFRS know them.
+
+    Args:
+        scored: B rows of C candidates.
 
     Returns:
-        One-hot labels and logits.
+        One-hot labels and logits: [B, C] float32 with the positive in its own column where it has
+        one, else [B, 1 + C] with the positive first.
     """
-    if not batch_first or len(pools) > 1:
-        return one_hot_labels(logits, own_rows=None)
-    if not mined:
-        return one_hot_labels(logits, own_rows=pools[0].own_rows)
-    # A miner that kept all C columns has left the row's own one, which is masked, at the end.
-    labels, scores = one_hot_labels(logits, own_rows=None)
-    width = tf.shape(pools[0].ids)[0]
-    return labels[:, :width], scores[:, :width]
+    positive, logits = scored.positive_logit, tf.where(scored.keep, scored.logit, MASKED_LOGIT)
+    if scored.has_own:
+        own = tf.equal(scored.own_rows, tf.range(tf.shape(positive)[0])[:, None])
+        return tf.cast(own, tf.float32), tf.where(own, positive[:, None], logits)
+    logits = tf.concat([positive[:, None], logits], axis=1)
+    return tf.one_hot(tf.zeros_like(positive, tf.int32), tf.shape(logits)[1]), logits
 
 
 def update_factorized_metrics(
     metrics: Sequence[Any],
-    context: StepContext,
+    batch: Batch,
     ids: tf.Tensor | None,
     sample_weight: tf.Tensor | None,
 ) -> None:
     """Updates metrics over the corpus with the positives only: they have no place for more."""
-    rows = tf.shape(context.query_embeddings)[0]
+    rows = tf.shape(batch.queries)[0]
     for metric in metrics:
         metric.update_state(
-            context.query_embeddings,
-            context.positive_embeddings,
+            batch.queries,
+            batch.positives,
             true_candidate_ids=None if ids is None else ids[:rows],
             sample_weight=sample_weight,
         )

@@ -6,21 +6,19 @@ is a heuristic: the literature mines without one, or ranks by corrected logits a
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.core.part import Part
+from tfrs_negatives.core.part import part
 from tfrs_negatives.core.replicas import place_of_rows
-from tfrs_negatives.step.records import Logits, StepContext
+from tfrs_negatives.step.records import Batch, Miner, Scored
 
-RankBy = Literal["logits", "scores"]
-# The draws of a miner differ from those of the sources, which fold small numbers into the seed.
-MINER_STREAM = 2**20
+RankBy = Literal["logit", "score"]
 
 
-class RankedMiner(Part):
+class RankedMiner(Miner):
     """A miner that compares columns by their logits or by their scores."""
 
     def __init__(self, *, by: RankBy) -> None:
@@ -28,55 +26,47 @@ class RankedMiner(Part):
             raise bad_input("by", f"one of {list(get_args(RankBy))}", repr(by))
         self.by = by
 
-    def ranked(self, logits: Logits) -> tuple[tf.Tensor, tf.Tensor]:
+    def ranked(self, scored: Scored) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns what the columns are compared by: the positive [B], the negatives [B, C]."""
-        positive, negatives = logits.positive, logits.negatives
-        if self.by == "scores" and logits.scores is not None:
-            positive, negatives = logits.positive_score, logits.scores
+        positive, negatives = scored.positive_logit, scored.logit
+        if self.by == "score" and scored.score is not None:
+            positive, negatives = scored.positive_score, scored.score
         return tf.stop_gradient(positive), tf.stop_gradient(negatives)
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {"by": self.by}
 
-
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+@part("miner")
 class Hardest(RankedMiner):
     """Keeps the k columns of each row that are hardest to tell from its positive.
 
     Args:
         k: how many; all of them where the pool has fewer.
-        by: what is largest: "logits" after the correction, or "scores" before it, which are larger
+        by: what is largest: "logit" after the correction, or "score" before it, which are larger
             for popular items.
 
     Raises:
         InputError: if k is below 1 or `by` is unknown.
 
     Example:
-        >>> logits = Logits(tf.zeros([1]), tf.constant([[1.0, 3.0, 2.0]]), tf.ones([1, 3], tf.bool))
-        >>> Hardest(2).mine(logits, None).negatives.numpy().tolist()
+        >>> scored = Scored(tf.zeros([1]), tf.constant([[1.0, 3.0, 2.0]]), tf.ones([1, 3], tf.bool))
+        >>> Hardest(2).mine(scored, None).logit.numpy().tolist()
         [[3.0, 2.0]]
 
     Source: `num_hard_negatives` of `tfrs.tasks.Retrieval`; with uniform columns, dynamic negative
         sampling, Zhang et al., SIGIR 2013.
     """
 
-    def __init__(self, k: int, *, by: RankBy = "logits") -> None:
+    def __init__(self, k: int, *, by: RankBy = "logit") -> None:
         super().__init__(by=by)
         if k < 1:
             raise bad_input("k", "at least 1", k)
         self.k = k
 
-    def mine(self, logits: Logits, context: StepContext | None) -> Logits:
+    def mine(self, scored: Scored, batch: Batch | None) -> Scored:
         """Returns negatives [B, min(k, C)], masked ones where a row has fewer that are kept."""
-        return _take(logits, _top(self.ranked(logits)[1], logits.keep, self.k))
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {"k": self.k, **super().get_config()}
+        return scored.take(_top(scored, self.ranked(scored)[1], self.k))
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+@part("miner")
 class RandomOfTop(RankedMiner):
     """Keeps k columns of each row, drawn at random from its n hardest.
 
@@ -93,12 +83,12 @@ class RandomOfTop(RankedMiner):
 
     Example:
         >>> RandomOfTop(4, 100).get_config()
-        {'k': 4, 'n': 100, 'by': 'logits'}
+        {'k': 4, 'n': 100, 'by': 'logit'}
 
     Source: the shortlist of ANCE, Xiong et al., ICLR 2021, in the columns of a step.
     """
 
-    def __init__(self, k: int, n: int, *, by: RankBy = "logits") -> None:
+    def __init__(self, k: int, n: int, *, by: RankBy = "logit") -> None:
         super().__init__(by=by)
         if k < 1:
             raise bad_input("k", "at least 1", k)
@@ -106,23 +96,20 @@ class RandomOfTop(RankedMiner):
             raise bad_input("n", f"at least k, {k}", n)
         self.k, self.n = k, n
 
-    def mine(self, logits: Logits, context: StepContext) -> Logits:
+    def mine(self, scored: Scored, batch: Batch) -> Scored:
         """Returns negatives [B, min(k, C)], masked ones where a row has fewer that are kept."""
-        shortlist = _take(logits, _top(self.ranked(logits)[1], logits.keep, self.n))
+        shortlist = scored.take(_top(scored, self.ranked(scored)[1], self.n))
         rows, columns = tf.unstack(tf.shape(shortlist.keep))
         first, total = place_of_rows(rows)
-        seed = tf.random.experimental.stateless_fold_in(context.seed, MINER_STREAM, alg="philox")
         # Whole numbers: XLA makes other fractions of the same bits.
-        bits = tf.random.stateless_uniform([total, columns], seed, 0, 2**53, tf.int64, alg="philox")
+        bits = tf.random.stateless_uniform(
+            [total, columns], batch.seed, 0, 2**53, tf.int64, alg="philox"
+        )
         draws = tf.cast(bits[first : first + rows], tf.float64)
-        return _take(shortlist, _top(draws, shortlist.keep, self.k))
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {"k": self.k, "n": self.n, **super().get_config()}
+        return shortlist.take(_top(shortlist, draws, self.k))
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+@part("miner")
 class SemiHard(RankedMiner):
     """Keeps the columns that score below the positive, by less than a margin.
 
@@ -133,40 +120,36 @@ class SemiHard(RankedMiner):
     Args:
         margin: in the unit of the scores, similarity / temperature: a margin m of the cosine is
             m / temperature here.
-        by: "scores" before the correction, or "logits" after it.
+        by: "score" before the correction, or "logit" after it.
 
     Raises:
         InputError: if the margin is not positive or `by` is unknown.
 
     Example:
         >>> scores = tf.constant([[0.4, 0.8, 1.2]])
-        >>> logits = Logits(tf.ones([1]), scores, tf.ones([1, 3], tf.bool))
-        >>> SemiHard(0.5).mine(logits, None).keep.numpy().tolist()
+        >>> scored = Scored(tf.ones([1]), scores, tf.ones([1, 3], tf.bool))
+        >>> SemiHard(0.5).mine(scored, None).keep.numpy().tolist()
         [[False, True, False]]
 
     Source: Schroff et al., CVPR 2015 (FaceNet), section 3.2, as scores in the place of distances.
     """
 
-    is_filter = True
+    by_candidate = True
 
-    def __init__(self, margin: float, *, by: RankBy = "scores") -> None:
+    def __init__(self, margin: float, *, by: RankBy = "score") -> None:
         super().__init__(by=by)
         if not margin > 0:
             raise bad_input("margin", "a positive number", margin)
         self.margin = float(margin)
 
-    def mine(self, logits: Logits, context: StepContext | None) -> Logits:
+    def mine(self, scored: Scored, batch: Batch | None) -> Scored:
         """Returns the same columns, fewer of them kept."""
-        positive, negatives = self.ranked(logits)
+        positive, negatives = self.ranked(scored)
         near = negatives > positive[:, None] - self.margin
-        return logits._replace(keep=logits.keep & near & (negatives < positive[:, None]))
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {"margin": self.margin, **super().get_config()}
+        return scored._replace(keep=scored.keep & near & (negatives < positive[:, None]))
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+@part("miner")
 class WithinPositiveRadius(RankedMiner):
     """Keeps the columns that are at least as near to the query as its farthest positive.
 
@@ -183,15 +166,15 @@ class WithinPositiveRadius(RankedMiner):
     Args:
         farthest: among "own", the positive of the row, or "known".
         slack: how much lower a column may score, in the unit of the scores.
-        by: "scores" before the correction, or "logits" after it.
+        by: "score" before the correction, or "logit" after it.
 
     Raises:
         InputError: if `farthest` or `by` is unknown, or `slack` is negative.
 
     Example:
         >>> scores = tf.constant([[0.4, 1.0, 1.2]])
-        >>> logits = Logits(tf.ones([1]), scores, tf.ones([1, 3], tf.bool))
-        >>> WithinPositiveRadius().mine(logits, None).keep.numpy().tolist()
+        >>> scored = Scored(tf.ones([1]), scores, tf.ones([1, 3], tf.bool))
+        >>> WithinPositiveRadius().mine(scored, None).keep.numpy().tolist()
         [[False, True, True]]
 
     Source: the r_i of the thesis on cross-batch NGAME, ALG 5.5; NGAME itself keeps the hardest k.
@@ -202,7 +185,7 @@ class WithinPositiveRadius(RankedMiner):
         *,
         farthest: Literal["own", "known"] = "own",
         slack: float = 0.0,
-        by: RankBy = "scores",
+        by: RankBy = "score",
     ) -> None:
         super().__init__(by=by)
         if farthest not in ("own", "known"):
@@ -210,40 +193,23 @@ class WithinPositiveRadius(RankedMiner):
         if not slack >= 0:
             raise bad_input("slack", "at least 0", slack)
         self.farthest, self.slack = farthest, float(slack)
+        self.by_candidate = farthest == "own"
 
-    @property
-    def is_filter(self) -> bool:
-        """Whether a column is judged without looking at others."""
-        return self.farthest == "own"
-
-    def mine(self, logits: Logits, context: StepContext | None) -> Logits:
+    def mine(self, scored: Scored, batch: Batch | None) -> Scored:
         """Returns the same columns, fewer of them kept."""
-        limit, negatives = self.ranked(logits)
-        more = logits.more_positives
+        limit, negatives = self.ranked(scored)
+        more = scored.more_positives
         if self.farthest == "known" and more is not None:
-            others = tf.stop_gradient(more.logits if self.by == "logits" else more.scores)
+            others = tf.stop_gradient(more.logit if self.by == "logit" else more.score)
             lowest = tf.reduce_min(tf.where(more.marks, others, others.dtype.max), axis=1)
             limit = tf.minimum(limit, lowest)
         within = negatives >= limit[:, None] - self.slack
-        return logits._replace(keep=logits.keep & within)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {"farthest": self.farthest, "slack": self.slack, **super().get_config()}
+        return scored._replace(keep=scored.keep & within)
 
 
-def _top(values: tf.Tensor, keep: tf.Tensor, k: int) -> tf.Tensor:
-    """Returns [B, min(k, C)] int32: the columns with the largest values, kept ones first."""
-    width = values.shape[1]
-    k = tf.minimum(k, tf.shape(values)[1]) if width is None else min(k, width)
-    return tf.math.top_k(tf.where(keep, values, values.dtype.min), k).indices
-
-
-def _take(logits: Logits, columns: tf.Tensor) -> Logits:
-    """Returns the logits of some columns of each row, [B, K]."""
-    explicit = tf.broadcast_to(logits.explicit, tf.shape(logits.keep))
-    fields = {"negatives": logits.negatives, "keep": logits.keep, "explicit": explicit}
-    if logits.scores is not None:
-        fields["scores"] = logits.scores
-    chosen = {name: tf.gather(x, columns, batch_dims=1) for name, x in fields.items()}
-    return logits._replace(**chosen)
+def _top(scored: Scored, values: tf.Tensor, k: int) -> tf.Tensor:
+    """Returns [B, min(k, C)] int32: the candidates with the largest values, kept ones first."""
+    # The row's own positive is never chosen, so it is no place to fill.
+    width, own = values.shape[1], int(scored.has_own)
+    k = tf.minimum(k, tf.shape(values)[1] - own) if width is None else min(k, width - own)
+    return tf.math.top_k(tf.where(scored.keep, values, values.dtype.min), k).indices

@@ -1,113 +1,208 @@
-"""The records and protocols that pass between the stages of a training step.
+"""The records that pass between the stages of a training step, and what each stage promises.
 
 Letters used for shapes everywhere in this package:
 
-    B  queries of the batch          C  columns of the candidate pool
-    D  width of an embedding         N  items of the catalogue
+    B  queries of the batch          C  candidates of the pool
+    D  width of a vector             N  items of the catalogue
     H  query vectors per query       E  rows (events) of a log
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfrs_negatives.core.part import Part
 from tfrs_negatives.core.types import Features
 
 
-class Candidates(NamedTuple):
-    """What one source proposes: n columns, the same for all rows or others for each row.
+class Batch(NamedTuple):
+    """What a training step knows before any negative is proposed.
+
+    Under a distribution strategy the queries are those of this replica and the items those of all:
+    every replica has the same candidates.
 
     Attributes:
-        ids: [n] int64, or [B, n] for columns of each row; `EMPTY_ID` where a column has no
-            identity.
-        embeddings: [n, D] or [B, n, D], gradient flows unless the source stopped it.
-        filled: [n] or [B, n] bool, False for a slot that holds nothing and must never count.
-        own_rows: [n] int32, the row of which this column *is* the positive, -1 for none; None where
-            no column is anybody's.
-        stale: whether the embeddings are of the past, so that no gradient is wanted.
-        compensated: whether the fresh columns take over the gradient that these cannot have.
+        queries: [B, D] float32, or [B, H, D] for queries of several vectors.
+        positives: [B, D] float32, the positive of each query.
+        positive_ids: [B] int64, `EMPTY_ID` where unknown.
+        items: [n, D] float32, the positives of all queries of all replicas, and more items of the
+            same stream where the caller has them.
+        item_ids: [n] int64.
+        own_rows: [n] int32, the row of this replica whose positive each item is, -1 for none.
+        num_queries: scalar int32, the rows of all replicas.
+        sample_weight: [B] the weight of each row, or None.
+        features: the raw batch, for parts that read a column of it.
+        step: scalar int64, the number of training steps so far, this one included.
+        seed: [2] int32, differs by task seed, step and part, not by replica.
+        log_probability: ids [m] -> natural log of the probability that one draw of the positive
+            stream yields this id, [m] float32. Raises where the task has no estimator.
+        encode_items: item features -> vectors [m, D]. Raises where the task was given none.
+        encode_probes: the same as in inference, for measurements; no gradient is taken.
+    """
+
+    queries: tf.Tensor
+    positives: tf.Tensor
+    positive_ids: tf.Tensor
+    items: tf.Tensor
+    item_ids: tf.Tensor
+    own_rows: tf.Tensor
+    num_queries: tf.Tensor
+    sample_weight: tf.Tensor | None
+    features: Features
+    step: tf.Tensor
+    seed: tf.Tensor
+    log_probability: Callable[[tf.Tensor], tf.Tensor]
+    encode_items: Callable[[Features], tf.Tensor]
+    encode_probes: Callable[[Features], tf.Tensor]
+
+    @property
+    def several_vectors(self) -> bool:
+        """Whether a query has several vectors, of which the best one counts."""
+        return self.queries.shape.rank == 3
+
+    def for_part(self, number: int) -> Batch:
+        """Returns the same with a seed of its own for one of the parts that draw."""
+        seed = tf.random.experimental.stateless_fold_in(self.seed, number, alg="philox")
+        return self._replace(seed=seed)
+
+
+class Candidates(NamedTuple):
+    """What one sampler proposes: n candidates, the same for all rows or others for each row.
+
+    Attributes:
+        ids: [n] int64, or [B, n] for candidates of each row; `EMPTY_ID` for one without identity.
+        vectors: [n, D] or [B, n, D]; gradient flows unless the sampler stopped it.
+        valid: [n] or [B, n] bool, False for a slot that holds nothing and must never count.
+        own_rows: [n] int32, the row of which this candidate *is* the positive, -1 for none; None
+            where no candidate is anybody's.
+        log_weight: scalar float32 in nats, added to the logits of all of them; None is 0.
+        log_count: [B, n] float32 in nats, of candidates of each row only: these are chosen and not
+            drawn, so that no mixture knows how many hold an id. None is 0, a count of one.
+        has_gradient: whether the vectors are of this step. Those of the past get none.
+        compensated: whether those with a gradient take over what these cannot have.
     """
 
     ids: tf.Tensor
-    embeddings: tf.Tensor
-    filled: tf.Tensor
+    vectors: tf.Tensor
+    valid: tf.Tensor
     own_rows: tf.Tensor | None = None
-    stale: bool = False
+    log_weight: tf.Tensor | None = None
+    log_count: tf.Tensor | None = None
+    has_gradient: bool = True
     compensated: bool = False
 
+    @property
+    def per_row(self) -> bool:
+        """Whether each row has candidates of its own: the one place that looks at the rank."""
+        return self.ids.shape.rank == 2
 
-class CandidatePool(NamedTuple):
-    """Proposals side by side, with the log expected count of the mixture that made them.
 
-    All C columns are shared by all rows, or all are the rows' own; a step has at most one pool of
-    each kind. The last axis is the columns, so one expression serves both and also a block of the
-    columns: `pool.ids == context.positive_ids[:, None]` is [B, C].
+class Pool(NamedTuple):
+    """Candidates side by side, with the log expected count of the mixture that made them.
+
+    All C candidates are shared by all rows, or all are the rows' own; a step has at most one pool
+    of each kind. The last axis is the candidates, so one expression serves both and also a block of
+    them: `pool.ids == batch.positive_ids[:, None]` is [B, C].
 
     Attributes:
-        ids: [C] int64 for shared columns, [B, C] for those of each row; the same holds below.
-        embeddings: [C, D] or [B, C, D].
-        filled: [C] or [B, C] bool.
+        ids: [C] int64 for shared candidates, [B, C] for those of each row; the same holds below.
+        vectors: [C, D] or [B, C, D].
+        valid: [C] or [B, C] bool.
         own_rows: [C] or [B, C] int32, see `Candidates`; -1 for none.
-        origin: [C] int32, the number of the source of each column.
-        log_expected_count: [C] or [B, C] float32 in nats, the log of how many columns hold this id
-            on average; None where no correction is made.
-        positive_log_expected_count: [B] float32, the same for the positive of each row.
-        log_weight: [C] float32 in nats, added to the logits; None where no source is weighted.
-        num_fresh: scalar int32; from this column on all are stale. None where none is.
+        sampler: [C] int32, the number of the sampler of each candidate.
+        log_count: [C] or [B, C] float32 in nats, the log of how many candidates hold this id on
+            average; None where no correction is made.
+        positive_log_count: [B] float32, the same for the positive of each row.
+        log_weight: [C] float32 in nats, added to the logits; None where no sampler is weighted.
+        num_fresh: scalar int32; from this candidate on none has a gradient. None where all have.
+        per_row: whether the candidates are the rows' own.
+        has_own: whether each row's positive is among the candidates.
     """
 
     ids: tf.Tensor
-    embeddings: tf.Tensor
-    filled: tf.Tensor
+    vectors: tf.Tensor
+    valid: tf.Tensor
     own_rows: tf.Tensor
-    origin: tf.Tensor
-    log_expected_count: tf.Tensor | None
-    positive_log_expected_count: tf.Tensor | None
+    sampler: tf.Tensor
+    log_count: tf.Tensor | None = None
+    positive_log_count: tf.Tensor | None = None
     log_weight: tf.Tensor | None = None
     num_fresh: tf.Tensor | None = None
+    per_row: bool = False
+    has_own: bool = False
 
 
 class MorePositives(NamedTuple):
-    """The shared columns that hold another positive of a row, as the masks know it.
+    """The shared candidates that hold another positive of a row, as the masks know it.
 
     Attributes:
-        marks: [B, C] bool, True for one column of each such item.
-        logits: [B, C] float32, corrected.
-        scores: [B, C] float32, before the correction.
+        marks: [B, C] bool, True for one candidate of each such item.
+        logit: [B, C] float32, corrected as a positive is.
+        score: [B, C] float32, before the correction.
     """
 
     marks: tf.Tensor
-    logits: tf.Tensor
-    scores: tf.Tensor
+    logit: tf.Tensor
+    score: tf.Tensor
 
 
-class Logits(NamedTuple):
-    """Scores of a batch: each row's positive apart from the columns it competes with.
+class Scored(NamedTuple):
+    """The candidates with their scores, each row's positive apart from what it competes with.
+
+    A miner returns one with fewer candidates or other ones, then of each row: [B, K]. A record of
+    less is enough for what reads less: all fields but the first three may be None.
 
     Attributes:
-        positive: [B] float32.
-        negatives: [B, C] float32, or [B, K] after a miner has chosen K columns per row.
-        keep: bool, shape of `negatives`; False for a column that does not count in this row.
-        explicit: bool, [C], or the shape of `negatives` after a miner; True for the columns of each
-            row (`Explicit`), False for the shared ones.
-        positive_score: [B] float32 before the correction; None where none was made.
-        scores: float32, shape of `negatives`, the same for the negatives.
-        more_positives: other positives of the row among the columns; None where no mask knows any.
+        positive_logit: [B] float32, after the correction.
+        logit: [B, C] float32.
+        keep: [B, C] bool; False for a candidate that does not count in this row.
+        positive_score: [B] float32, before the correction.
+        score: [B, C] float32.
+        ids: [C] int64, or the shape of `logit`; the same holds below.
+        sampler: int32, the number of the sampler of each candidate.
+        log_count: float32 in nats; None where nothing is corrected.
+        own_rows: int32, the row whose positive each candidate is, -1 for none.
+        per_row: bool, True for the candidates of single rows, False for the shared ones.
+        more_positives: other positives of the row among the candidates; None where no mask knows
+            any.
+        num_kept: scalar float32, how many candidates the masks left over all rows.
+        has_own: whether each row's positive is in a column of its own, which does not count.
     """
 
-    positive: tf.Tensor
-    negatives: tf.Tensor
+    positive_logit: tf.Tensor
+    logit: tf.Tensor
     keep: tf.Tensor
-    explicit: tf.Tensor | bool = False
     positive_score: tf.Tensor | None = None
-    scores: tf.Tensor | None = None
+    score: tf.Tensor | None = None
+    ids: tf.Tensor | None = None
+    sampler: tf.Tensor | None = None
+    log_count: tf.Tensor | None = None
+    own_rows: tf.Tensor | None = None
+    per_row: tf.Tensor | bool = False
     more_positives: MorePositives | None = None
+    num_kept: tf.Tensor | None = None
+    has_own: bool = False
+
+    def take(self, places: tf.Tensor) -> Scored:
+        """Returns some candidates of each row, [B, K] places with repetition."""
+        shape, parts = tf.shape(self.logit), {}
+        for name in ("logit", "keep", "score", "ids", "sampler", "log_count", "per_row"):
+            field = getattr(self, name)
+            if field is not None:
+                whole = tf.broadcast_to(field, shape)
+                parts[name] = tf.gather(whole, places, batch_dims=1)
+        return self._replace(**parts, own_rows=None, has_own=False)
+
+    @property
+    def some(self) -> tf.Tensor:
+        """Returns [B] bool: whether a row has any negative."""
+        return tf.reduce_any(self.keep, axis=1)
 
 
-class Margin(NamedTuple):
+class Excess(NamedTuple):
     """By how much the log-sum of each row's negatives exceeds its positive.
 
     Attributes:
@@ -120,112 +215,103 @@ class Margin(NamedTuple):
     value: tf.Tensor
 
 
-class StepContext(NamedTuple):
-    """What a training step knows before any negative is proposed.
-
-    Under a distribution strategy the queries are those of this replica and the items those of all:
-    every replica has the same columns.
+class StepPart(Part):
+    """What all families have in common.
 
     Attributes:
-        query_embeddings: [B, D], or [B, H, D] for queries of several vectors.
-        positive_embeddings: [B, D], the positive of each query.
-        positive_ids: [B] int64, `EMPTY_ID` where unknown.
-        item_embeddings: [n, D], the positives of all queries of all replicas, and more items of the
-            same stream where the caller has them.
-        item_ids: [n] int64.
-        own_rows: [n] int32, the row of this replica whose positive each item is, -1 for none.
-        num_queries: scalar int32, the rows of all replicas.
-        features: the raw batch, for sources and masks that read a column of it.
-        step: scalar int64, the number of training steps so far, this one included.
-        seed: [2] int32, differs by task seed and step, not by replica; a source folds its own
-            number into it.
-        log_probability: ids [m] -> natural log of the probability that one draw of the positive
-            stream yields this id, [m] float32. Raises where the task has no estimator.
-        encode_items: item features -> embeddings [m, D]. Raises where the task was given none.
-        encode_probes: the same as in inference, for measurements; no gradient is taken.
+        reads_scores: whether `update` reads single scores, which are then all there at once.
     """
 
-    query_embeddings: tf.Tensor
-    positive_embeddings: tf.Tensor
-    positive_ids: tf.Tensor
-    item_embeddings: tf.Tensor
-    item_ids: tf.Tensor
-    own_rows: tf.Tensor
-    num_queries: tf.Tensor
-    features: Features
-    step: tf.Tensor
-    seed: tf.Tensor
-    log_probability: Callable[[tf.Tensor], tf.Tensor]
-    encode_items: Callable[[Features], tf.Tensor]
-    encode_probes: Callable[[Features], tf.Tensor]
+    reads_scores = False
+
+    def update(self, batch: Batch, scored: Scored) -> None:
+        """Learns from a training step once its loss is known; the same on every replica.
+
+        Args:
+            batch: the step.
+            scored: the candidates that the loss was made of. Where nobody reads single scores they
+                may never have been there: only `ids`, `sampler`, `log_count` and `own_rows` are.
+        """
 
 
-class NegativeSource(Protocol):
-    """Where negatives come from. A source proposes and knows how often; it never filters."""
+class Sampler(StepPart):
+    """Where negatives come from. A sampler proposes and knows how often; it never filters.
+
+    Attributes:
+        name: in logs and configurations.
+        needs_frequency: whether `log_count` asks `batch.log_probability`.
+        starts_empty: whether it has nothing to propose in the first step.
+    """
 
     name: str
-    needs_frequency: bool
+    needs_frequency = False
+    starts_empty = False
 
-    def propose(self, context: StepContext) -> Candidates:
-        """Returns this source's columns for one step."""
+    def sample(self, batch: Batch) -> Candidates:
+        """Returns this sampler's candidates for one step."""
+        raise NotImplementedError
 
-    def log_expected_count(self, ids: tf.Tensor, context: StepContext) -> tf.Tensor:
-        """Returns float32, the shape of ids: log of the mean number of columns with each id."""
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-
-
-@runtime_checkable
-class RememberingSource(NegativeSource, Protocol):
-    """A source that learns from the batch once the step has used what it proposed."""
-
-    def remember(self, context: StepContext) -> None:
-        """Takes in one training batch, the same on every replica."""
+    def log_count(self, ids: tf.Tensor, batch: Batch) -> tf.Tensor:
+        """Returns float32, the shape of ids: log of the mean number of candidates with each id."""
+        raise NotImplementedError
 
 
-class FrequencyEstimator(Protocol):
+class Frequency(Part):
     """How probable each item is in the stream of positives."""
 
     def update(self, ids: tf.Tensor) -> None:
         """Counts one batch of ids [m] int64; ids equal to `EMPTY_ID` are ignored."""
+        raise NotImplementedError
 
     def log_probability(self, ids: tf.Tensor) -> tf.Tensor:
         """Returns [m] float32: natural log of the probability of each id in one draw."""
+        raise NotImplementedError
 
 
-class Mask(Protocol):
-    """Which columns may count as negatives of a row. A mask filters; it never proposes.
+class Mask(StepPart):
+    """Which candidates may count as negatives of a row. A mask filters; it never proposes.
 
-    A mask that drops a column only because it holds a positive of the row says so with an attribute
-    `names_positives = True`.
+    Attributes:
+        names_positives: whether what it drops holds a positive of the row, for this reason only.
+        in_blocks: whether it may be asked for a part of the candidates.
     """
 
-    def keep(self, scores: Logits, pool: CandidatePool, context: StepContext) -> tf.Tensor:
-        """Returns [B, C] bool, True where the column stays."""
+    names_positives = False
+    in_blocks = True
+
+    def keep(self, scored: Scored, batch: Batch) -> tf.Tensor:
+        """Returns [B, C] bool, True where the candidate stays."""
+        raise NotImplementedError
 
 
-class Miner(Protocol):
-    """Chooses among the columns that the masks left.
+class Miner(StepPart):
+    """Chooses among the candidates that the masks left, or makes others of them.
 
-    A miner that decides column by column, from its numbers and those of the positive, says so with
-    an attribute `is_filter = True`: it may be asked for a block of the columns.
+    Attributes:
+        by_candidate: whether each candidate is judged alone, from its numbers and those of the
+            positive: then a miner may be asked for a part of them, and changes `keep` only.
     """
 
-    def mine(self, logits: Logits, context: StepContext) -> Logits:
-        """Returns the logits of the chosen columns, with a static width."""
+    by_candidate = False
+
+    def mine(self, scored: Scored, batch: Batch) -> Scored:
+        """Returns the chosen candidates, of static width where that can be."""
+        raise NotImplementedError
 
 
-class LossFunction(Protocol):
-    """Logits to one number per row."""
+class Loss(StepPart):
+    """Scored candidates to one number per row.
 
-    def __call__(self, logits: Logits) -> tf.Tensor:
-        """Returns [B] float32; 0 for a row without any negative."""
+    Attributes:
+        folds: whether log-sums are enough (`of_excess`), so that the candidates may come in blocks.
+    """
 
+    folds = False
 
-@runtime_checkable
-class SoftmaxLoss(LossFunction, Protocol):
-    """A loss that needs no single logit, only their log-sums."""
+    def __call__(self, scored: Scored, batch: Batch | None = None) -> tf.Tensor:
+        """Returns [B] float32; 0 with gradient 0 for a row without any negative."""
+        raise NotImplementedError
 
-    def of_margins(self, shared: Margin, own: Margin | None) -> tf.Tensor:
-        """Returns [B] float32 from the shared columns and each row's own, None without these."""
+    def of_excess(self, shared: Excess, own: Excess | None) -> tf.Tensor:
+        """Returns [B] float32 from the shared candidates and each row's own, None without these."""
+        raise NotImplementedError

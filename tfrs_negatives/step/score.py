@@ -8,18 +8,19 @@ import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.part import Part
 from tfrs_negatives.core.types import Similarity
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.ids import check_same_kind, id_kind, to_keys
 from tfrs_negatives.step.frequency import log_shares
-from tfrs_negatives.step.records import CandidatePool, Logits, StepContext
+from tfrs_negatives.step.records import Batch, Pool
 
-# A learned temperature stays where float32 logits of a cosine still resolve (ALG G13).
+# A learned temperature stays where float32 logits of a cosine still resolve.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class ItemBias(tf.keras.layers.Layer):
+class ItemBias(Part, tf.keras.layers.Layer):
     """One learned number per item, added to its logit, started at the log of its share.
 
     On a sphere every item vector has the same length, so popularity has nowhere else to live. An
@@ -53,15 +54,10 @@ class ItemBias(tf.keras.layers.Layer):
         rows = self.items.rows_of_keys(to_keys(ids), unknown=len(self.items))
         return tf.gather(self.bias, rows)
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        ids, counts = self.items.ids.tolist(), self.counts.tolist()
-        return {**super().get_config(), "ids": ids, "counts": counts}
-
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class Affinity(tf.keras.layers.Layer):
-    """How well each column fits each query.
+class Affinity(Part, tf.keras.layers.Layer):
+    """How well each candidate fits each query.
 
         score(i, j) = <u_i, v_j> / temperature + bias_j        dot
         score(i, j) = cos(u_i, v_j) / temperature + bias_j     cosine
@@ -117,48 +113,46 @@ class Affinity(tf.keras.layers.Layer):
             return self.initial_temperature
         return tf.exp(self.log_temperature)
 
-    def call(self, pool: CandidatePool, context: StepContext) -> Logits:
-        """Scores every column for every query, and each query's own positive apart.
+    def call(self, pool: Pool, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scores every candidate for every query, and each query's own positive apart.
 
         Args:
-            pool: C columns, shared or of each row.
-            context: the queries [B, D] or [B, H, D] and their positives.
+            pool: C candidates, shared or of each row.
+            batch: the queries [B, D] or [B, H, D] and their positives.
 
         Returns:
-            float32 scores: positive [B], negatives [B, C]; every column is kept so far.
+            float32 scores: of the positives [B], of the candidates [B, C].
         """
-        queries, columns = self.queries(context), self._on_sphere(pool.embeddings)
-        heads, several = ("h", "qhc") if queries.shape.rank == 3 else ("", "qc")
-        of_row = "q" if columns.shape.rank == 3 else ""
-        scores = tf.einsum(f"q{heads}d,{of_row}cd->{several}", queries, columns)
-        if heads:
+        queries, (vectors, bias) = self.queries(batch), self.linear(pool)
+        heads, several = ("h", "qhc") if batch.several_vectors else ("", "qc")
+        of_row = "q" if pool.per_row else ""
+        scores = tf.einsum(f"q{heads}d,{of_row}cd->{several}", queries, vectors)
+        if batch.several_vectors:
             scores = tf.reduce_max(scores, axis=1)
-        if self.item_bias is not None:
-            scores += self.item_bias(pool.ids)
-        return Logits(self.positives(queries, context), scores, tf.ones_like(scores, tf.bool))
+        return self.positives(queries, batch), scores if self.item_bias is None else scores + bias
 
-    def queries(self, context: StepContext) -> tf.Tensor:
+    def queries(self, batch: Batch) -> tf.Tensor:
         """Returns the queries, [B, D] or [B, H, D], divided by the temperature."""
         # Dividing [B, D] here spares a pass over [B, C] there.
-        queries = self._on_sphere(context.query_embeddings)
+        queries = self._on_sphere(batch.queries)
         bare = self.log_temperature is None and self.initial_temperature == 1
         return queries if bare else queries / self.temperature
 
-    def columns(self, pool: CandidatePool) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns vectors [C, D] and a bias [C], so that score = <query, vector> + bias."""
-        vectors = self._on_sphere(pool.embeddings)
+    def linear(self, pool: Pool) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns vectors [..., C, D] and a bias [..., C]: score = <query, vector> + bias."""
+        vectors = self._on_sphere(pool.vectors)
         if self.item_bias is None:
             return vectors, tf.zeros(tf.shape(pool.ids))
         return vectors, self.item_bias(pool.ids)
 
-    def positives(self, queries: tf.Tensor, context: StepContext) -> tf.Tensor:
+    def positives(self, queries: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Returns the score of each row's positive, [B] float32, for what `queries` returned."""
-        positives = self._on_sphere(context.positive_embeddings)
-        if queries.shape.rank == 2:
-            own = tf.reduce_sum(queries * positives, axis=-1)
-        else:
+        positives = self._on_sphere(batch.positives)
+        if batch.several_vectors:
             own = tf.reduce_max(tf.einsum("qhd,qd->qh", queries, positives), axis=-1)
-        return own if self.item_bias is None else own + self.item_bias(context.positive_ids)
+        else:
+            own = tf.reduce_sum(queries * positives, axis=-1)
+        return own if self.item_bias is None else own + self.item_bias(batch.positive_ids)
 
     def retrieval_vectors(self, embeddings: tf.Tensor, ids: tf.Tensor | None = None) -> tf.Tensor:
         """Vectors whose inner product ranks as the score does, for evaluation and the index.
@@ -188,21 +182,6 @@ class Affinity(tf.keras.layers.Layer):
         # In float32 whatever the towers answer in: a sum of squares overflows float16 at 256.
         embeddings = tf.cast(embeddings, tf.float32)
         return embeddings if self.similarity == "dot" else tf.math.l2_normalize(embeddings, axis=-1)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "similarity": self.similarity,
-            "temperature": self.initial_temperature,
-            "learn_temperature": self.learn_temperature,
-            "item_bias": tf.keras.utils.serialize_keras_object(self.item_bias),
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Affinity:
-        """Builds the layer that `get_config` described."""
-        return cls(**tf.keras.utils.deserialize_keras_object(config))
 
 
 def _within_bounds(log_temperature: tf.Tensor) -> tf.Tensor:

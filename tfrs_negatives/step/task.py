@@ -1,11 +1,10 @@
 """The training step: one screen, one line per arrow.
 
-sources propose -> pool -> scores -> masks -> logQ correction -> miners -> loss
+samplers propose -> pool -> scores -> masks -> logQ correction -> miners -> loss
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -13,43 +12,38 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.part import Part
 from tfrs_negatives.core.replicas import all_rows
 from tfrs_negatives.core.types import CorrectionPolicy, Features, Similarity
-from tfrs_negatives.step.batch import build_context, catalogues_of, check_id_kinds
-from tfrs_negatives.step.logits import Scorer, loss_within_budget
+from tfrs_negatives.step.batch import catalogues_of, check_id_kinds, make_batch
+from tfrs_negatives.step.correction import Correction
 from tfrs_negatives.step.losses import SampledSoftmax
+from tfrs_negatives.step.masks.apply import GivenMask
 from tfrs_negatives.step.masks.keep import AccidentalHits
-from tfrs_negatives.step.merge import build_pools
-from tfrs_negatives.step.metrics import labels_and_scores, update_factorized_metrics
+from tfrs_negatives.step.merge import sample_pools
+from tfrs_negatives.step.metrics import KerasLoss, one_hot_labels, update_factorized_metrics
 from tfrs_negatives.step.miners import Hardest
-from tfrs_negatives.step.records import (
-    CandidatePool,
-    FrequencyEstimator,
-    Logits,
-    LossFunction,
-    Mask,
-    Miner,
-    NegativeSource,
-    RememberingSource,
-    SoftmaxLoss,
-    StepContext,
-)
+from tfrs_negatives.step.records import Batch, Frequency, Loss, Mask, Miner, Pool, Sampler
 from tfrs_negatives.step.report import StepReport
 from tfrs_negatives.step.samplers import InBatch
 from tfrs_negatives.step.score import Affinity, ItemBias
+from tfrs_negatives.step.scorer import ScoredPools, Scorer
+
+# The draws of a miner differ from those of the samplers, whose numbers are small.
+FIRST_MINER = 2**20
 
 Reduction = Literal["mean", "sum"]
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
+class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
     """A retrieval task in the place of `tfrs.tasks.Retrieval`, with negatives from anywhere.
 
     The positional arguments are those of `tfrs.tasks.Retrieval` 0.7.7; what is new is keyword-only.
 
     Args:
-        loss: `Logits -> [B]`, such as `SampledSoftmax()` (default), or a `tf.keras.losses.Loss` on
-            one-hot labels and logits [B, C], which then does its own reduction.
+        loss: a `Loss`, such as `SampledSoftmax()` (default), or a `tf.keras.losses.Loss` on one-hot
+            labels and logits [B, C], which then does its own reduction.
         metrics: factorized metrics of TFRS over the corpus; they hold data and are not saved.
         batch_metrics: Keras metrics of one-hot labels and logits [B, C].
         loss_metrics: Keras metrics of the loss.
@@ -57,20 +51,20 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         num_hard_negatives: short for `miners=[Hardest(n)]`; None or not positive keeps all.
         remove_accidental_hits: short for `masks=[AccidentalHits()]`.
         name: name of the layer.
-        negatives: the sources; None is `[InBatch()]`.
+        negatives: the samplers; None is `[InBatch()]`.
         frequency: estimates the probability of each item in the stream of positives. Without one
             (and without `candidate_sampling_probability`) nothing is corrected.
         correct: which logits are corrected: "both", "negatives", or None.
         strength: share of the correction that is applied, in [0, 1].
-        masks: which columns may count.
+        masks: which candidates may count.
         miners: choose among them, in this order.
         similarity: "dot" or "cosine".
         learn_temperature: train the temperature, starting at `temperature`.
         item_bias: an `ItemBias` that is part of the score.
         logits_budget: bytes that the logits may take at once, 4 each. A loss that needs no single
-            logit (no miner that compares columns, no batch metric, no `score_mask`, one vector per
-            query, a softmax loss) is computed in blocks of columns; beyond the budget each block
-            twice, with the same result. Such a loss has no second derivative.
+            logit (no miner that compares candidates, no batch metric, no `score_mask`, one vector
+            per query, a loss that folds) is computed in blocks of candidates; beyond the budget
+            each block twice, with the same result. Such a loss has no second derivative.
         reduction: "sum" over the batch, as in TFRS, or "mean", which does not grow with it.
         seed: of every draw; two runs with one seed agree.
 
@@ -89,7 +83,7 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
 
     def __init__(
         self,
-        loss: LossFunction | tf.keras.losses.Loss | None = None,
+        loss: Loss | tf.keras.losses.Loss | None = None,
         metrics: Any = None,
         batch_metrics: Sequence[tf.keras.metrics.Metric] | None = None,
         loss_metrics: Sequence[tf.keras.metrics.Metric] | None = None,
@@ -98,8 +92,8 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         remove_accidental_hits: bool = False,
         name: str | None = None,
         *,
-        negatives: Sequence[NegativeSource] | None = None,
-        frequency: FrequencyEstimator | None = None,
+        negatives: Sequence[Sampler] | None = None,
+        frequency: Frequency | None = None,
         correct: CorrectionPolicy | None = "both",
         strength: float = 1.0,
         masks: Sequence[Mask] = (),
@@ -113,11 +107,13 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         **kwargs: Any,
     ) -> None:
         super().__init__(name=name, **{"dtype": "float32", **kwargs})
-        self.loss_function = SampledSoftmax() if loss is None else loss
-        self.factorized_metrics = metrics
+        is_keras = isinstance(loss, tf.keras.losses.Loss)
+        self.loss_function = KerasLoss(loss) if is_keras else loss or SampledSoftmax()
+        # They hold data, and are not saved.
+        self.factorized_metrics, self._arguments["metrics"] = metrics, None
         self.batch_metrics, self.loss_metrics = list(batch_metrics or []), list(loss_metrics or [])
         self.negatives = [InBatch()] if negatives is None else list(negatives)
-        self.frequency, self.correct, self.strength = frequency, correct, strength
+        self.frequency, self.correction = frequency, Correction(correct, strength)
         self.masks = [*masks, *([AccidentalHits()] if remove_accidental_hits else [])]
         k = num_hard_negatives or 0
         self.miners = [*miners, *([Hardest(k)] if k > 0 else [])]
@@ -143,19 +139,26 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
 
     def _check_arguments(self) -> None:
         if not self.negatives:
-            raise bad_input("negatives", "at least one source", [])
+            raise bad_input("negatives", "at least one sampler", [])
+        families = {"negatives": Sampler, "masks": Mask, "miners": Miner, "frequency": Frequency}
+        for name, family in {**families, "loss_function": Loss}.items():
+            for part in tf.nest.flatten(getattr(self, name)):
+                if part is not None and not isinstance(part, family):
+                    rule = f"a subclass of `records.{family.__name__}`"
+                    raise bad_input(name.removesuffix("_function"), rule, repr(part))
         policies, reductions = list(get_args(CorrectionPolicy)), list(get_args(Reduction))
-        if self.correct not in (*policies, None):
-            raise bad_input("correct", f"one of {policies} or None", self.correct)
-        if not 0 <= self.strength <= 1:
-            raise bad_input("strength", "a number in [0, 1]", self.strength)
+        if self.correction.policy not in (*policies, None):
+            raise bad_input("correct", f"one of {policies} or None", self.correction.policy)
+        if not 0 <= self.correction.strength <= 1:
+            raise bad_input("strength", "a number in [0, 1]", self.correction.strength)
         if self.logits_budget < 4:
             raise bad_input("logits_budget", "bytes of at least one logit", self.logits_budget)
         if self.reduction not in reductions:
             raise bad_input("reduction", f"one of {reductions}", repr(self.reduction))
         lost = [s.name for s in self.negatives if s.needs_frequency]
-        if len(self.negatives) > 1 and lost and self.frequency is None and self.correct is not None:
-            raise bad_input("frequency", f"an estimator, for {lost} beside other sources", None)
+        counted = self.frequency is not None or self.correction.policy is None
+        if len(self.negatives) > 1 and lost and not counted:
+            raise bad_input("frequency", f"an estimator, for {lost} beside other samplers", None)
         if self.factorized_metrics and (
             self.affinity.similarity == "cosine" or self.affinity.item_bias is not None
         ):
@@ -169,10 +172,10 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         self.report = StepReport(len(self.negatives), **parts)
 
     def build(self, input_shape: Any) -> None:
-        """Makes the state of the sources, for embeddings of the width of the queries."""
-        for source in self.negatives:
-            if isinstance(source, tf.keras.layers.Layer):
-                source.build(input_shape)
+        """Makes the state of the parts, for embeddings of the width of the queries."""
+        for part in self._parts:
+            if isinstance(part, tf.keras.layers.Layer):
+                part.build(input_shape)
         super().build(input_shape)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tf.Tensor:
@@ -206,13 +209,13 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
                 on are more negatives of the same stream.
             sample_weight: [B], the weight of each row's loss.
             candidate_sampling_probability: [n] probability of each candidate in one draw; takes the
-                place of `frequency` where the batch is the only source.
+                place of `frequency` where the batch is the only sampler.
             candidate_ids: [n] integers or strings. Masks and frequencies need them.
             compute_metrics: whether to update the factorized metrics.
             compute_batch_metrics: whether to update the batch metrics.
             score_mask: [B, n] bool, False for a candidate that is no negative of a row.
-            features: the raw batch, for sources that read a column of it.
-            encode_items: item features -> [m, D], for sources that propose other items.
+            features: the raw batch, for parts that read a column of it.
+            encode_items: item features -> [m, D], for samplers that propose other items.
             training: whether this is a training step. Only then do frequencies and draws move on; a
                 composition that has none may leave it out.
 
@@ -224,67 +227,49 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
                 shape.
         """
         self._check_call(score_mask, candidate_ids, training)
-        # Data of unknown length end inside a step: without a batch nothing may count or draw. Where
-        # it waits for the embeddings, TensorFlow cannot fuse the last layers of the towers.
-        given = candidate_embeddings if candidate_ids is None else candidate_ids
-        with tf.control_dependencies([given] if training else []):
-            step = self.step + int(bool(training))
-        context = build_context(
+        batch = make_batch(
             query_embeddings,
             candidate_embeddings,
             candidate_ids=candidate_ids,
             features=features or {},
             encode_items=encode_items,
+            sample_weight=sample_weight,
             log_probability=self.frequency.log_probability if self.frequency else _no_frequency,
-            step=step,
+            step=self._next_step(candidate_embeddings, candidate_ids, training),
             seed=self.seed,
         )
         if training:
-            self._advance(context)
-        pools = self._pools(context, candidate_sampling_probability)
-        choosers = self.miners[len(self._scorer.filters) :]
-        single = bool(choosers or (compute_batch_metrics and self.batch_metrics))
-        single |= score_mask is not None or query_embeddings.shape.rank == 3
-        if single or not isinstance(self.loss_function, SoftmaxLoss):
-            logits = self._scorer.logits(pools, context, score_mask=score_mask)
-            num_kept = tf.reduce_sum(tf.cast(logits.keep, tf.float32))
-            for miner in choosers:
-                logits = miner.mine(logits, context)
-            some = tf.reduce_any(logits.keep, axis=1)
-            loss = self._loss(logits, pools, context, sample_weight)
-            if compute_batch_metrics and self.batch_metrics:
-                labels, scores = self._labels_and_scores(logits, pools)
-                for metric in self.batch_metrics:
-                    metric.update_state(labels, scores, sample_weight=sample_weight)
-        else:
-            rows, some, num_kept = loss_within_budget(
-                self.loss_function, self._scorer, pools, context, byte_budget=self.logits_budget
-            )
-            loss = self._reduce(rows, context, sample_weight)
+            self._count(batch)
+        pools = self._sample(batch, candidate_sampling_probability)
+        scored = self._score(pools, batch, score_mask, compute_batch_metrics)
+        for number, miner in enumerate(self.miners, FIRST_MINER):
+            scored = scored.mined(miner, batch.for_part(number))
+        loss = self._reduce(scored.losses(self.loss_function), batch)
         if training:
-            self.report.record(pools, context, num_kept=num_kept)
-            self.report.record_mined(some)
-            self._remember(context)
+            self._update_parts(batch, pools, scored)
+        if compute_batch_metrics and self.batch_metrics:
+            self._update_batch_metrics(scored, sample_weight)
         for metric in self.loss_metrics:
             metric.update_state(loss)
-        if compute_metrics and query_embeddings.shape.rank == 2:
-            update_factorized_metrics(
-                self.factorized_metrics, context, candidate_ids, sample_weight
-            )
+        if compute_metrics and not batch.several_vectors:
+            update_factorized_metrics(self.factorized_metrics, batch, candidate_ids, sample_weight)
         return loss
 
-    @property
-    def _scorer(self) -> Scorer:
-        # Behind a miner that has chosen columns, a filter is one of several choosers.
-        filters = itertools.takewhile(lambda m: getattr(m, "is_filter", False), self.miners)
-        return Scorer(self.affinity, self.masks, self.correct, self.strength, list(filters))
+    def _next_step(
+        self, candidates: tf.Tensor, ids: tf.Tensor | None, training: bool | None
+    ) -> tf.Tensor:
+        # Data of unknown length end inside a step: without a batch nothing may count or draw. Where
+        # it waits for the embeddings, TensorFlow cannot fuse the last layers of the towers.
+        given = candidates if ids is None else ids
+        with tf.control_dependencies([given] if training else []):
+            return self.step + int(bool(training))
 
     def _check_call(
         self, score_mask: tf.Tensor | None, candidate_ids: tf.Tensor | None, training: bool | None
     ) -> None:
-        names = [source.name for source in self.negatives]
+        names = [sampler.name for sampler in self.negatives]
         if score_mask is not None and names[0] != InBatch.name:
-            raise bad_input("score_mask", "the batch as the first source", names[0])
+            raise bad_input("score_mask", "the batch as the first sampler", names[0])
         if training is None and (self.frequency is not None or names != [InBatch.name]):
             rule = "True or False, because frequencies and draws move on in training only"
             raise bad_input("training", rule, None)
@@ -293,102 +278,71 @@ class Retrieval(tf.keras.layers.Layer, tfrs.tasks.Task):
         if candidate_ids is not None:
             check_id_kinds(catalogues_of(self), candidate_ids)
 
-    @property
-    def _knows_counts(self) -> bool:
-        """Whether every source can tell its expected counts, and somebody wants them."""
-        known = self.frequency is not None or not any(s.needs_frequency for s in self.negatives)
-        return known and self.correct is not None
-
-    def _advance(self, context: StepContext) -> None:
-        self.step.assign(context.step)
+    def _count(self, batch: Batch) -> None:
+        self.step.assign(batch.step)
         if self.frequency is not None:
-            with tf.control_dependencies([context.step]):
-                self.frequency.update(context.item_ids)
+            with tf.control_dependencies([batch.step]):
+                self.frequency.update(batch.item_ids)
 
-    def _remember(self, context: StepContext) -> None:
-        with tf.control_dependencies([context.step]):
-            for source in self.negatives:
-                if isinstance(source, RememberingSource):
-                    source.remember(context)
-
-    def _pools(self, context: StepContext, probability: tf.Tensor | None) -> list[CandidatePool]:
-        """Builds the pools, with log counts from the sources or from the caller's probabilities."""
-        if probability is None or self.correct is None:
-            return build_pools(self.negatives, context, corrected=self._knows_counts)
-        names = [source.name for source in self.negatives]
+    def _sample(self, batch: Batch, probability: tf.Tensor | None) -> list[Pool]:
+        """Builds the pools, with log counts of the samplers or the caller's probabilities."""
+        if probability is None or self.correction.policy is None:
+            missing = self.frequency is None and any(s.needs_frequency for s in self.negatives)
+            counted = not missing and self.correction.policy is not None
+            return sample_pools(self.negatives, batch, counted=counted)
+        names = [sampler.name for sampler in self.negatives]
         if names != [InBatch.name]:
-            rule = "none beside other sources than the batch: use `frequency`"
+            rule = "none beside other samplers than the batch: use `frequency`"
             raise bad_input("candidate_sampling_probability", rule, f"one beside {names}")
-        (pool,) = build_pools(self.negatives, context, corrected=False)
+        (pool,) = sample_pools(self.negatives, batch, counted=False)
         own = tf.math.log(tf.cast(probability, tf.float32))
         # A probability differs from a count by a factor of the batch, which cancels in the softmax
         # of policy "both" (TFRS leaves it out); "negatives" needs it to estimate the denominator.
-        if self.correct == "negatives":
+        if self.correction.policy == "negatives":
             own += tf.math.log(tf.cast(tf.shape(pool.ids)[0], tf.float32))
-        positives = own[: tf.shape(context.query_embeddings)[0]]
-        counts = all_rows(own)
-        return [pool._replace(log_expected_count=counts, positive_log_expected_count=positives)]
+        positives = own[: tf.shape(batch.queries)[0]]
+        return [pool._replace(log_count=all_rows(own), positive_log_count=positives)]
 
-    def _loss(
+    def _score(
         self,
-        logits: Logits,
-        pools: Sequence[CandidatePool],
-        context: StepContext,
-        sample_weight: tf.Tensor | None,
-    ) -> tf.Tensor:
-        if isinstance(self.loss_function, tf.keras.losses.Loss):
-            labels, scores = self._labels_and_scores(logits, pools)
-            return self.loss_function(labels, scores, sample_weight=sample_weight)
-        return self._reduce(self.loss_function(logits), context, sample_weight)
+        pools: Sequence[Pool],
+        batch: Batch,
+        score_mask: tf.Tensor | None,
+        compute_batch_metrics: bool,
+    ) -> ScoredPools:
+        masks = [*self.masks, *([] if score_mask is None else [GivenMask(score_mask)])]
+        scorer = Scorer(self.affinity, masks, self.correction, self.logits_budget)
+        at_once = bool(compute_batch_metrics and self.batch_metrics)
+        at_once |= any(part.reads_scores for part in self._parts)
+        return ScoredPools(scorer, pools, batch, at_once=at_once)
 
-    def _reduce(
-        self, rows: tf.Tensor, context: StepContext, sample_weight: tf.Tensor | None
-    ) -> tf.Tensor:
+    @property
+    def _parts(self) -> list[Any]:
+        return [*self.negatives, *self.masks, *self.miners, self.loss_function]
+
+    def _update_parts(self, batch: Batch, pools: Sequence[Pool], scored: ScoredPools) -> None:
+        some, num_kept = scored.kept()
+        self.report.record(pools, batch, some=some, num_kept=num_kept)
+        with tf.control_dependencies([batch.step]):
+            for part in self._parts:
+                part.update(batch, scored.known())
+
+    def _update_batch_metrics(self, scored: ScoredPools, sample_weight: tf.Tensor | None) -> None:
+        labels, logits = one_hot_labels(scored.all())
+        for metric in self.batch_metrics:
+            metric.update_state(labels, logits, sample_weight=sample_weight)
+
+    def _reduce(self, losses: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Returns this replica's part of the loss: their sum is that of the global batch."""
-        if sample_weight is not None:
-            rows *= tf.cast(tf.reshape(sample_weight, [-1]), rows.dtype)
-        total = tf.reduce_sum(rows)
+        if isinstance(self.loss_function, KerasLoss):
+            return losses
+        if batch.sample_weight is not None:
+            losses *= tf.cast(tf.reshape(batch.sample_weight, [-1]), losses.dtype)
+        total = tf.reduce_sum(losses)
         if self.reduction == "sum":
             return total
-        return total / tf.cast(context.num_queries, total.dtype)
-
-    def _labels_and_scores(
-        self, logits: Logits, pools: Sequence[CandidatePool]
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        batch_first = self.negatives[0].name == InBatch.name
-        mined = len(self.miners) > len(self._scorer.filters)
-        return labels_and_scores(logits, pools, batch_first=batch_first, mined=mined)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, without the factorized metrics."""
-        parts = {
-            "loss": self.loss_function,
-            "batch_metrics": self.batch_metrics,
-            "loss_metrics": self.loss_metrics,
-            "negatives": self.negatives,
-            "frequency": self.frequency,
-            "masks": self.masks,
-            "miners": self.miners,
-            "item_bias": self.affinity.item_bias,
-        }
-        return {
-            **super().get_config(),
-            **{n: tf.keras.utils.serialize_keras_object(part) for n, part in parts.items()},
-            "temperature": self.affinity.initial_temperature,
-            "learn_temperature": self.affinity.learn_temperature,
-            "similarity": self.affinity.similarity,
-            "correct": self.correct,
-            "strength": self.strength,
-            "logits_budget": self.logits_budget,
-            "reduction": self.reduction,
-            "seed": self.seed,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Retrieval:
-        """Builds the task that `get_config` described."""
-        return cls(**tf.keras.utils.deserialize_keras_object(config))
+        return total / tf.cast(batch.num_queries, total.dtype)
 
 
 def _no_frequency(_ids: tf.Tensor) -> tf.Tensor:
-    raise bad_input("frequency", "an estimator, because a source needs it", None)
+    raise bad_input("frequency", "an estimator, because a sampler needs it", None)

@@ -1,22 +1,20 @@
-"""Which columns count as negatives of which row. True keeps; nothing is ever added to a score."""
+"""Masks from ids and scores. True keeps; nothing is ever added to a score."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.core.part import Part
+from tfrs_negatives.core.part import part
 from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.data.id_lists import keys_of_rows
-from tfrs_negatives.step.records import CandidatePool, Logits, Mask, MorePositives, StepContext
+from tfrs_negatives.step.records import Batch, Mask, Scored
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class AccidentalHits(Part):
+@part("mask")
+class AccidentalHits(Mask):
     """Drops a column that holds the row's own positive item once more, whatever its source.
 
         keep(i, j) = id_j != id(positive of i), or id_j is empty
@@ -45,27 +43,23 @@ class AccidentalHits(Part):
     def __init__(self, *, more_positives: str | None = None) -> None:
         self.more_positives = more_positives
 
-    def keep(self, scores: Logits, pool: CandidatePool, context: StepContext) -> tf.Tensor:
+    def keep(self, scored: Scored, batch: Batch) -> tf.Tensor:
         """Returns [B, C] bool."""
-        others = _holds_another(pool, context.positive_ids)
+        others = _holds_another(scored.ids, batch.positive_ids)
         if self.more_positives is None:
             return others
-        more = keys_of_rows(context.features, self.more_positives, scores.positive.shape[0])
+        more = keys_of_rows(batch.features, self.more_positives, batch.positive_ids.shape[0])
 
         # One [B, C] at a time: all comparisons at once would be [B, C, P].
         def one_more(number: tf.Tensor, others: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return number + 1, others & _holds_another(pool, more[:, number])
+            return number + 1, others & _holds_another(scored.ids, more[:, number])
 
         count = tf.shape(more)[1]
         return tf.while_loop(lambda number, _: number < count, one_more, (0, others))[1]
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {"more_positives": self.more_positives}
 
-
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class ScoreMargin(Part):
+@part("mask")
+class ScoreMargin(Mask):
     """Drops a column that scores too close to the row's positive, or above it.
 
         keep(i, j) = score_ij <= score_i+ - absolute
@@ -84,8 +78,9 @@ class ScoreMargin(Part):
         InputError: if neither is given, or one is not finite.
 
     Example:
-        >>> scores = Logits(tf.constant([2.0]), tf.constant([[1.0, 1.9, 2.5]]), None)
-        >>> ScoreMargin(relative=0.1).keep(scores, None, None).numpy()
+        >>> score, own = tf.constant([[1.0, 1.9, 2.5]]), tf.constant([2.0])
+        >>> scored = Scored(own, score, tf.ones([1, 3], tf.bool), own, score)
+        >>> ScoreMargin(relative=0.1).keep(scored, None).numpy()
         array([[ True, False, False]])
 
     Source: `mine_hard_negatives` of sentence-transformers, arguments `absolute_margin` and
@@ -100,82 +95,22 @@ class ScoreMargin(Part):
                 raise bad_input(name, "a finite number", margin)
         self.absolute, self.relative = absolute, relative
 
-    def keep(self, scores: Logits, pool: CandidatePool, context: StepContext) -> tf.Tensor:
+    def keep(self, scored: Scored, batch: Batch) -> tf.Tensor:
         """Returns [B, C] bool, without gradient."""
         # In float32: half precision would round the margin away beside a large score.
-        positive = tf.cast(scores.positive, tf.float32)
+        positive = tf.cast(scored.positive_score, tf.float32)
         # Both count, so the larger distance does.
         distances = [] if self.absolute is None else [tf.fill(tf.shape(positive), self.absolute)]
         if self.relative is not None:
             distances.append(self.relative * tf.abs(positive))
         limit = positive - tf.reduce_max(tf.stack(distances), axis=0)
         # Not `<=`: a score that is NaN must reach the loss and be seen there.
-        return ~(tf.cast(scores.negatives, tf.float32) > limit[:, None])
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {"absolute": self.absolute, "relative": self.relative}
+        return ~(tf.cast(scored.score, tf.float32) > limit[:, None])
 
 
-def _holds_another(pool: CandidatePool, ids: tf.Tensor) -> tf.Tensor:
+def _holds_another(held: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     """Returns [B, C] bool: whether the column holds another id than the row's, [B]."""
     # The empty id equals nothing, itself included: a row that has it asks for what no column holds.
     # So one pass over [B, C] is enough, and such passes are what a mask costs.
-    nowhere = tf.reduce_max(pool.ids) + 1
-    return tf.not_equal(pool.ids, tf.where(tf.equal(ids, EMPTY_ID), nowhere, ids)[:, None])
-
-
-def apply_masks(
-    scores: Logits,
-    pool: CandidatePool,
-    context: StepContext,
-    masks: Sequence[Mask],
-    *,
-    score_mask: tf.Tensor | None = None,
-) -> Logits:
-    """Marks the columns that count: filled, not the row's own positive, and kept by every mask.
-
-    Args:
-        scores: [B] and [B, C].
-        pool: C columns.
-        context: the step so far.
-        masks: what else must agree.
-        score_mask: [B, n] bool of the caller for the first n columns, n <= C; the rest counts.
-
-    Returns:
-        The same scores with `keep` set, and `more_positives` where a mask names positives.
-
-    Raises:
-        InputError: if `score_mask` is not boolean.
-    """
-    rows = tf.range(tf.shape(scores.positive)[0])
-    keep = pool.filled & tf.not_equal(pool.own_rows, rows[:, None])
-    known = None
-    for mask in masks:
-        kept = mask.keep(scores, pool, context)
-        keep &= kept
-        if getattr(mask, "names_positives", False):
-            known = ~kept if known is None else known | ~kept
-    if score_mask is not None:
-        if score_mask.dtype != tf.bool:
-            raise bad_input("score_mask", "booleans", score_mask.dtype.name)
-        extra = tf.shape(keep)[1] - tf.shape(score_mask)[1]
-        keep &= tf.pad(score_mask, [[0, 0], [0, extra]], constant_values=True)
-    # Columns of single rows are named as negatives: one that is a positive is a mistake there.
-    if known is not None and pool.ids.shape.rank == 1:
-        marks = known & _other_items_once(pool, context.positive_ids)
-        more = MorePositives(marks, scores.negatives, scores.negatives)
-        scores = scores._replace(more_positives=more)
-    return scores._replace(keep=keep)
-
-
-def _other_items_once(pool: CandidatePool, positive_ids: tf.Tensor) -> tf.Tensor:
-    """Returns [B, C] bool: the first filled column of each item but the row's own positive."""
-    ids = tf.where(pool.filled, pool.ids, EMPTY_ID)
-    order = tf.argsort(ids, stable=True)
-    in_order = tf.gather(ids, order)
-    is_new = tf.not_equal(in_order[1:], in_order[:-1])
-    starts = tf.concat([tf.ones_like(in_order[:1], tf.bool), is_new], axis=0)
-    first = tf.gather(starts, tf.argsort(order))
-    another = tf.not_equal(ids, EMPTY_ID) & tf.not_equal(ids, positive_ids[:, None])
-    return first & another
+    nowhere = tf.reduce_max(held) + 1
+    return tf.not_equal(held, tf.where(tf.equal(ids, EMPTY_ID), nowhere, ids)[:, None])

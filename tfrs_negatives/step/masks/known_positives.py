@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.core.part import Part
+from tfrs_negatives.core.part import part
 from tfrs_negatives.data.catalogue import ItemCatalogue, find_sorted
 from tfrs_negatives.data.id_lists import History, query_column, query_keys_of_rows
 from tfrs_negatives.data.ids import to_keys
-from tfrs_negatives.step.records import CandidatePool, Logits, StepContext
+from tfrs_negatives.step.records import Batch, Mask, Scored
 
 TABLE_CELLS = 2**24
 """Queries times items up to which all cells are held, a byte each: some ten times as fast."""
@@ -30,8 +30,8 @@ class _Pairs(NamedTuple):
     codes: np.ndarray
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class KnownPositives(Part):
+@part("mask")
+class KnownPositives(Mask):
     """Drops a column that holds an item of the row's history, whatever its source.
 
         keep(i, j) = (query of i, id_j) is no pair of the history
@@ -106,19 +106,19 @@ class KnownPositives(Part):
         table[codes // len(self.items), codes % len(self.items)] = True
         return tf.constant(table if shape[0] > shape[1] else table.T)
 
-    def keep(self, scores: Logits, pool: CandidatePool, context: StepContext) -> tf.Tensor:
+    def keep(self, scored: Scored, batch: Batch) -> tf.Tensor:
         """Returns [B, C] bool.
 
         Raises:
             InputError: if the batch does not have the query column, or not of the history's kind.
         """
         queries = query_keys_of_rows(
-            context.features,
+            batch.features,
             self.query_key,
             are_strings=self.string_queries,
-            shape=scores.positive.shape,
+            shape=batch.positive_ids.shape,
         )
-        return ~self.dropped_cells(queries, pool.ids)
+        return ~self.dropped_cells(queries, scored.ids)
 
     def dropped_cells(self, queries: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
         """Which item each query has chosen.

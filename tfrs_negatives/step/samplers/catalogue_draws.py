@@ -7,27 +7,21 @@ item of probability p fills n p of n columns on average; an id outside the catal
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.core.part import Part
+from tfrs_negatives.core.part import part
 from tfrs_negatives.core.replicas import encode_together
 from tfrs_negatives.data.catalogue import ItemCatalogue, count_below
 from tfrs_negatives.step.frequency import log_shares
-from tfrs_negatives.step.records import Candidates, StepContext
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from tfrs_negatives.step.records import Batch, Candidates, Sampler
 
 
-class CatalogueDraws(Part):
+class CatalogueDraws(Sampler):
     """What the draws from a catalogue have in common: n independent draws, with replacement."""
-
-    name: str
-    needs_frequency = False
 
     def __init__(self, items: ItemCatalogue, num_negatives: int) -> None:
         if num_negatives < 1:
@@ -42,7 +36,7 @@ class CatalogueDraws(Part):
         """Returns the log probability of one draw of each catalogue row, float32."""
         raise NotImplementedError
 
-    def propose(self, context: StepContext) -> Candidates:
+    def sample(self, batch: Batch) -> Candidates:
         """Returns `num_negatives` columns, other items at every step.
 
         Every replica draws the same items and encodes its share of them, so that the step is the
@@ -51,35 +45,23 @@ class CatalogueDraws(Part):
         # One algorithm by name, and whole numbers: XLA and other devices would each choose their
         # own, and XLA makes other fractions of the same bits.
         bits = tf.random.stateless_uniform(
-            [self.num_negatives], context.seed, 0, 2**53, tf.int64, alg="philox"
+            [self.num_negatives], batch.seed, 0, 2**53, tf.int64, alg="philox"
         )
         uniform = tf.cast(bits, tf.float64) / 2**53
         # A product rounded up to N is no row.
         rows = tf.minimum(self.draw(uniform), len(self.items) - 1)
-        embeddings = encode_together(
-            rows, lambda share: context.encode_items(self.items.gather(share))
-        )
-        filled = tf.ones([self.num_negatives], tf.bool)
-        return Candidates(self.items.keys_at(rows), embeddings, filled)
+        vectors = encode_together(rows, lambda share: batch.encode_items(self.items.gather(share)))
+        valid = tf.ones([self.num_negatives], tf.bool)
+        return Candidates(self.items.keys_at(rows), vectors, valid)
 
-    def log_expected_count(self, ids: tf.Tensor, context: StepContext) -> tf.Tensor:
+    def log_count(self, ids: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Returns log(n p), float32, the shape of ids; -inf outside the catalogue."""
         rows = self.items.rows_of_keys(ids)
         inside = math.log(self.num_negatives) + self.log_probability(tf.maximum(rows, 0))
         return tf.where(rows >= 0, inside, -math.inf)
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        items = tf.keras.utils.serialize_keras_object(self.items)
-        return {"items": items, "num_negatives": self.num_negatives}
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """Builds the source that `get_config` described."""
-        return cls(**tf.keras.utils.deserialize_keras_object(config))
-
-
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+@part("sampler")
 class Uniform(CatalogueDraws):
     """Every item with the same probability, p = 1 / N.
 
@@ -96,8 +78,6 @@ class Uniform(CatalogueDraws):
 
     Source: Yang et al., WWW 2020, section 3 (the index data of mixed negative sampling).
     """
-
-    name = "uniform"
 
     def draw(self, uniform: tf.Tensor) -> tf.Tensor:
         """Returns floor(u N)."""
@@ -117,12 +97,8 @@ class CountedDraws(CatalogueDraws):
         # An item without any event counts as half of one: never drawn, it would never be learned.
         self._log_share = log_shares(items, self.counts)[:-1].astype(np.float64)
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "counts": self.counts.tolist()}
 
-
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+@part("sampler")
 class Popularity(CountedDraws):
     """Items in proportion to a power of their number of events.
 
@@ -149,8 +125,6 @@ class Popularity(CountedDraws):
     Source: Mikolov et al., NeurIPS 2013, for 0.75; ALG 11, with half an event where it adds one.
     """
 
-    name = "popularity"
-
     def __init__(
         self, items: ItemCatalogue, num_negatives: int, *, counts: Any, exponent: float = 0.75
     ) -> None:
@@ -172,12 +146,8 @@ class Popularity(CountedDraws):
         """Returns log p."""
         return tf.gather(self._log_probability.astype(np.float32), rows)
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "exponent": self.exponent}
 
-
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+@part("sampler")
 class LogUniform(CountedDraws):
     """Items by their popularity rank k = 0 .. N - 1, as in Zipf's law.
 
@@ -200,8 +170,6 @@ class LogUniform(CountedDraws):
     Source: the log-uniform candidate sampler of TensorFlow, with ranks in the place of row numbers
         (ALG 11).
     """
-
-    name = "log_uniform"
 
     def __init__(self, items: ItemCatalogue, num_negatives: int, *, counts: Any) -> None:
         super().__init__(items, num_negatives, counts=counts)

@@ -7,14 +7,15 @@ from typing import Any
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.part import part
 from tfrs_negatives.data.catalogue import ItemCatalogue
-from tfrs_negatives.step.records import Candidates, StepContext
+from tfrs_negatives.step.records import Batch, Candidates, Sampler, Scored
 from tfrs_negatives.step.samplers.drift import DriftMeasure, FeatureDrift
 from tfrs_negatives.step.samplers.memory_bank import BankContents, MemoryBank, Storage
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class CrossBatch(tf.keras.layers.Layer):
+@part("sampler")
+class CrossBatch(Sampler, tf.keras.layers.Layer):
     """The items of past batches, from a memory bank and therefore without gradient.
 
     The bank is read before the batch is pushed, so no item is both fresh and stored. It holds
@@ -67,6 +68,7 @@ class CrossBatch(tf.keras.layers.Layer):
     """
 
     needs_frequency = True
+    starts_empty = True
 
     def __init__(
         self,
@@ -118,32 +120,31 @@ class CrossBatch(tf.keras.layers.Layer):
             self.since_probe = self.add_weight("since_probe", [], tf.int64, **zero)
         super().build(input_shape)
 
-    def propose(self, context: StepContext) -> Candidates:
-        """Returns M columns, of which the slots in use are filled."""
+    def sample(self, batch: Batch) -> Candidates:
+        """Returns M columns, of which the slots in use are valid."""
         contents = self.bank.read()
-        embeddings = tf.stop_gradient(contents.embeddings)
         return Candidates(
             contents.ids,
-            embeddings,
+            tf.stop_gradient(contents.vectors),
             self._in_use(contents),
-            stale=True,
+            has_gradient=False,
             compensated=self.compensate,
         )
 
-    def log_expected_count(self, ids: tf.Tensor, context: StepContext) -> tf.Tensor:
+    def log_count(self, ids: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Returns log(m q), float32, the shape of ids; -inf while the bank is not in use."""
         used = tf.reduce_sum(tf.cast(self._in_use(self.bank.read()), tf.float32))
-        return tf.math.log(used) + context.log_probability(ids)
+        return tf.math.log(used) + batch.log_probability(ids)
 
     def _in_use(self, contents: BankContents) -> tf.Tensor:
-        used = contents.filled & (self.bank.step >= self.warmup_steps)
+        used = contents.valid & (self.bank.step >= self.warmup_steps)
         if self.drift is not None and self.max_drift is not None:
             used &= self.drift.value <= self.max_drift
         if self.max_age is not None:
             used &= contents.ages <= self.max_age
         return used
 
-    def remember(self, context: StepContext) -> None:
+    def update(self, batch: Batch, scored: Scored) -> None:
         """Measures what this step used, and then pushes the batch."""
         contents = self.bank.read()
         used = tf.cast(self._in_use(contents), tf.float32)
@@ -156,13 +157,13 @@ class CrossBatch(tf.keras.layers.Layer):
             # The latest reading, not a mean over the epoch: one unmeasured step would spoil it.
             gauge.total.assign(reading)
             gauge.count.assign(1.0)
-        self.bank.push(context.item_ids, tf.stop_gradient(context.item_embeddings))
+        self.bank.push(batch.item_ids, tf.stop_gradient(batch.items))
         if self.drift is not None:
-            self._probe(self.drift, context)
+            self._probe(self.drift, batch)
 
-    def _probe(self, drift: FeatureDrift, context: StepContext) -> None:
+    def _probe(self, drift: FeatureDrift, batch: Batch) -> None:
         interval = self.probe_every or self.bank.capacity
-        passed = tf.shape(context.item_ids, tf.int64)[0]
+        passed = tf.shape(batch.item_ids, tf.int64)[0]
         if self.probe_every:
             passed = tf.ones_like(passed)
         # The first step is measured at once, so that the second measurement can compare.
@@ -170,31 +171,7 @@ class CrossBatch(tf.keras.layers.Layer):
         self.since_probe.assign(tf.where(due, tf.zeros_like(passed), self.since_probe + passed))
 
         def measure() -> int:
-            drift.measure_now(context.encode_probes)
+            drift.measure_now(batch.encode_probes)
             return 0
 
         tf.cond(due, measure, lambda: 0)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        probing: dict[str, Any] = {"probes": None}
-        if self.drift is not None:
-            items = tf.keras.utils.serialize_keras_object(self.drift.items)
-            measure, number = self.drift.measure, self.drift.num_probes
-            probing = {"probes": items, "drift": measure, "num_probes": number}
-        return {
-            **super().get_config(),
-            "capacity": self.bank.capacity,
-            "warmup_steps": self.warmup_steps,
-            "max_drift": self.max_drift,
-            **probing,
-            "probe_every": self.probe_every,
-            "max_age": self.max_age,
-            "storage": self.bank.storage,
-            "compensate": self.compensate,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> CrossBatch:
-        """Builds the source that `get_config` described."""
-        return cls(**tf.keras.utils.deserialize_keras_object(config))

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.part import Part
 from tfrs_negatives.core.types import Features
 from tfrs_negatives.data.catalogue import ItemCatalogue
 
@@ -16,7 +17,7 @@ DriftMeasure = Literal["relative", "sum"]
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class FeatureDrift(tf.keras.layers.Layer):
+class FeatureDrift(Part, tf.keras.layers.Layer):
     """Feature drift of probe items y between two measurements, at t' and at t.
 
         relative    mean_y ||g_t(y) - g_t'(y)||^2 / mean_y ||g_t(y)||^2
@@ -87,18 +88,3 @@ class FeatureDrift(tf.keras.layers.Layer):
         # Not a number until there are two measurements: nothing is below any threshold then.
         self.value.assign(moved)
         self.vectors.assign(new)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "items": tf.keras.utils.serialize_keras_object(self.items),
-            "num_probes": self.num_probes,
-            "measure": self.measure,
-            "seed": self.seed,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> FeatureDrift:
-        """Builds the layer that `get_config` described."""
-        return cls(**tf.keras.utils.deserialize_keras_object(config))

@@ -6,15 +6,16 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfrs_negatives.core.part import part
 from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.id_lists import keys_of_rows
-from tfrs_negatives.step.records import Candidates, StepContext
+from tfrs_negatives.step.records import Batch, Candidates, Sampler
 from tfrs_negatives.step.samplers.negative_table import NegativeTable
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class Explicit(tf.keras.layers.Layer):
+@part("sampler")
+class Explicit(Sampler, tf.keras.layers.Layer):
     """The items of a batch column or of a table, negatives of their own row only.
 
     For what a later stage knows: items that retrieval proposed and ranking rejected, impressions
@@ -38,15 +39,13 @@ class Explicit(tf.keras.layers.Layer):
     Source: ALG 14.1, ranking-stage rejects.
     """
 
-    needs_frequency = False
-
     def __init__(self, column: str | NegativeTable, items: ItemCatalogue, **kwargs: Any) -> None:
         super().__init__(**{"name": "explicit", "dtype": "float32", **kwargs})
         self.column, self.items = column, items
 
-    def propose(self, context: StepContext) -> Candidates:
+    def sample(self, batch: Batch) -> Candidates:
         """Returns columns [B, n]: each row its own."""
-        keys, label = self._keys(context)
+        keys, label = self._keys(batch)
         rows = self.items.rows_of_keys(keys)
         known = tf.debugging.assert_equal(
             tf.equal(keys, EMPTY_ID) | (rows >= 0),
@@ -55,32 +54,14 @@ class Explicit(tf.keras.layers.Layer):
         )
         with tf.control_dependencies([known] if known is not None else []):
             features = self.items.gather(tf.maximum(tf.reshape(rows, [-1]), 0))
-        embeddings = context.encode_items(features)
-        shape = tf.concat([tf.shape(rows), tf.shape(embeddings)[1:]], axis=0)
-        embeddings = tf.reshape(embeddings, shape)
-        return Candidates(keys, embeddings, rows >= 0)
+        vectors = batch.encode_items(features)
+        shape = tf.concat([tf.shape(rows), tf.shape(vectors)[1:]], axis=0)
+        vectors = tf.reshape(vectors, shape)
+        return Candidates(keys, vectors, rows >= 0)
 
-    def _keys(self, context: StepContext) -> tuple[tf.Tensor, str]:
-        num_rows = context.query_embeddings.shape[0]
+    def _keys(self, batch: Batch) -> tuple[tf.Tensor, str]:
+        num_rows = batch.queries.shape[0]
         if isinstance(self.column, NegativeTable):
-            return self.column.ids_of_rows(context.features, num_rows), self.column.name
+            return self.column.ids_of_rows(batch.features, num_rows), self.column.name
         kind = self.items.id_kind
-        return keys_of_rows(context.features, self.column, num_rows, kind=kind), self.column
-
-    def log_expected_count(self, ids: tf.Tensor, context: StepContext) -> tf.Tensor:
-        """Returns 0 for every column: each is one item."""
-        return tf.zeros(tf.shape(ids))
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        parts = {"column": self.column, "items": self.items}
-        saved = {
-            name: part if isinstance(part, str) else tf.keras.utils.serialize_keras_object(part)
-            for name, part in parts.items()
-        }
-        return {**super().get_config(), **saved}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Explicit:
-        """Builds the source that `get_config` described."""
-        return cls(**tf.keras.utils.deserialize_keras_object(config))
+        return keys_of_rows(batch.features, self.column, num_rows, kind=kind), self.column

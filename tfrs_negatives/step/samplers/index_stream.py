@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.core.part import Part
+from tfrs_negatives.core.part import part
 from tfrs_negatives.core.replicas import all_rows
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.ids import to_keys
-from tfrs_negatives.step.records import Candidates, StepContext
+from tfrs_negatives.step.records import Batch, Candidates, Sampler
 
 
-@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class IndexStream(Part):
+@part("sampler")
+class IndexStream(Sampler):
     """The same uniform items as `Uniform` from a second stream, as the paper feeds them.
 
     Choose it over `Uniform` where item features are too large to sit in the graph. The batch holds
@@ -40,9 +39,6 @@ class IndexStream(Part):
     Source: Yang et al., WWW 2020, section 3.2.
     """
 
-    name = "index_stream"
-    needs_frequency = False
-
     def __init__(
         self, items: ItemCatalogue, num_negatives: int, *, key: str = "index_items"
     ) -> None:
@@ -57,30 +53,20 @@ class IndexStream(Part):
         joined = tf.data.Dataset.zip((dataset, index.map(self.items.gather)))
         return joined.map(lambda batch, items: {**batch, self.key: items})
 
-    def propose(self, context: StepContext) -> Candidates:
+    def sample(self, batch: Batch) -> Candidates:
         """Returns the columns that came with the batch."""
-        keys = self._keys(context)
-        embeddings = all_rows(context.encode_items(context.features[self.key]))
-        return Candidates(keys, embeddings, tf.ones_like(keys, tf.bool))
+        keys = self._keys(batch)
+        vectors = all_rows(batch.encode_items(batch.features[self.key]))
+        return Candidates(keys, vectors, tf.ones_like(keys, tf.bool))
 
-    def log_expected_count(self, ids: tf.Tensor, context: StepContext) -> tf.Tensor:
+    def log_count(self, ids: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Returns log(n / N), float32, the shape of ids; -inf outside the catalogue."""
-        columns = tf.cast(tf.shape(self._keys(context))[0], tf.float32)
+        columns = tf.cast(tf.shape(self._keys(batch))[0], tf.float32)
         inside = self.items.rows_of_keys(ids) >= 0
         return tf.where(inside, tf.math.log(columns) - math.log(len(self.items)), -math.inf)
 
-    def _keys(self, context: StepContext) -> tf.Tensor:
-        if self.key not in context.features:
-            names = sorted(context.features)
+    def _keys(self, batch: Batch) -> tf.Tensor:
+        if self.key not in batch.features:
+            names = sorted(batch.features)
             raise bad_input(f"features[{self.key!r}]", "items of `IndexStream.attach`", names)
-        return all_rows(to_keys(context.features[self.key][self.items.item_key]))
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        items = tf.keras.utils.serialize_keras_object(self.items)
-        return {"items": items, "num_negatives": self.num_negatives, "key": self.key}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> IndexStream:
-        """Builds the source that `get_config` described."""
-        return cls(**tf.keras.utils.deserialize_keras_object(config))
+        return all_rows(to_keys(batch.features[self.key][self.items.item_key]))

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.part import Part
 from tfrs_negatives.core.types import EMPTY_ID
 
 Storage = Literal["float32", "float16", "bfloat16"]
@@ -18,19 +19,19 @@ class BankContents(NamedTuple):
 
     Attributes:
         ids: [M] int64, `EMPTY_ID` in an empty slot.
-        embeddings: [M, D] float32.
+        vectors: [M, D] float32.
         ages: [M] int64, in batches: 1 for what the last batch pushed.
-        filled: [M] bool.
+        valid: [M] bool, False for an empty slot.
     """
 
     ids: tf.Tensor
-    embeddings: tf.Tensor
+    vectors: tf.Tensor
     ages: tf.Tensor
-    filled: tf.Tensor
+    valid: tf.Tensor
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class MemoryBank(tf.keras.layers.Layer):
+class MemoryBank(Part, tf.keras.layers.Layer):
     """The last M items of the stream of batches, first in, first out.
 
     Memory: M (D s + 16) bytes for s bytes a number.
@@ -67,9 +68,9 @@ class MemoryBank(tf.keras.layers.Layer):
         """Makes the state for embeddings [..., D]."""
         fixed: dict[str, Any] = {"trainable": False, "experimental_autocast": False}
         constant, slots = tf.keras.initializers.Constant, [self.capacity]
-        vectors, storage = [*slots, tf.TensorShape(input_shape)[-1]], self._kept_dtype
+        shape, storage = [*slots, tf.TensorShape(input_shape)[-1]], self._kept_dtype
         self.ids = self.add_weight("ids", slots, tf.int64, constant(EMPTY_ID), **fixed)
-        self.embeddings = self.add_weight("embeddings", vectors, storage, constant(0), **fixed)
+        self.vectors = self.add_weight("vectors", shape, storage, constant(0), **fixed)
         self.steps = self.add_weight("steps", slots, tf.int64, constant(NEVER), **fixed)
         self.step = self.add_weight("step", [], tf.int64, constant(0), **fixed)
         self.next_slot = self.add_weight("next_slot", [], tf.int64, constant(0), **fixed)
@@ -82,14 +83,14 @@ class MemoryBank(tf.keras.layers.Layer):
 
     def read(self) -> BankContents:
         """Returns all M slots as they are before the next batch is pushed."""
-        filled = tf.not_equal(self.steps, NEVER)
+        valid = tf.not_equal(self.steps, NEVER)
         ages = self.step + 1 - self.steps
-        embeddings = tf.bitcast(self.embeddings, self.storage)
+        vectors = tf.bitcast(self.vectors, self.storage)
         return BankContents(
-            tf.convert_to_tensor(self.ids), tf.cast(embeddings, tf.float32), ages, filled
+            tf.convert_to_tensor(self.ids), tf.cast(vectors, tf.float32), ages, valid
         )
 
-    def push(self, ids: tf.Tensor, embeddings: tf.Tensor) -> None:
+    def push(self, ids: tf.Tensor, vectors: tf.Tensor) -> None:
         """Puts the items of one batch in the place of the oldest.
 
         An embedding that is not finite (an overflow of half precision towers) leaves its slot
@@ -97,19 +98,19 @@ class MemoryBank(tf.keras.layers.Layer):
 
         Args:
             ids: [n] int64, n up to the capacity.
-            embeddings: [n, D].
+            vectors: [n, D].
         """
         count = self._checked_size(ids)
         limit = tf.as_dtype(self.storage).max
-        finite = tf.reduce_all(tf.math.is_finite(embeddings), axis=-1)
-        embeddings = tf.where(finite[:, None], tf.cast(embeddings, tf.float32), 0.0)
-        embeddings = tf.cast(tf.clip_by_value(embeddings, -limit, limit), self.storage)
+        finite = tf.reduce_all(tf.math.is_finite(vectors), axis=-1)
+        vectors = tf.where(finite[:, None], tf.cast(vectors, tf.float32), 0.0)
+        vectors = tf.cast(tf.clip_by_value(vectors, -limit, limit), self.storage)
         self.step.assign_add(1)
         slots = tf.math.floormod(self.next_slot + tf.range(count), self.capacity)
         steps = tf.where(finite, self.step, NEVER)
         self.ids.scatter_update(tf.IndexedSlices(tf.where(finite, ids, EMPTY_ID), slots))
-        kept = tf.bitcast(embeddings, self._kept_dtype)
-        self.embeddings.scatter_update(tf.IndexedSlices(kept, slots))
+        kept = tf.bitcast(vectors, self._kept_dtype)
+        self.vectors.scatter_update(tf.IndexedSlices(kept, slots))
         self.steps.scatter_update(tf.IndexedSlices(steps, slots))
         self.next_slot.assign(tf.math.floormod(self.next_slot + count, self.capacity))
 
@@ -122,7 +123,3 @@ class MemoryBank(tf.keras.layers.Layer):
             message = "`capacity`: expected at least the items of a batch"
             tf.debugging.assert_less_equal(count, tf.constant(self.capacity, tf.int64), message)
         return count
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
-        return {**super().get_config(), "capacity": self.capacity, "storage": self.storage}

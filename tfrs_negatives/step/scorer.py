@@ -1,0 +1,248 @@
+"""Pools to scored candidates and on to the loss of each row: all at once, or block by block.
+
+There is one way to score. A block of candidates is scored, masked, corrected and filtered; a loss
+that needs log-sums only meets one block after the other, any other loss one block of all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.step.blocks import chunked_log_sum_exp, columns_within
+from tfrs_negatives.step.correction import Correction, added
+from tfrs_negatives.step.losses import masked_log_sum_exp
+from tfrs_negatives.step.masks.apply import apply_masks
+from tfrs_negatives.step.merge import slice_pool
+from tfrs_negatives.step.records import Batch, Excess, Loss, Mask, Miner, Pool, Scored
+from tfrs_negatives.step.score import Affinity
+
+# Blocks of this size are the fastest: they stay near the cache, and their products are large.
+BLOCK_BYTES = 2**24
+# The rows that blocks are cut for where the size of the batch is not known in advance.
+USUAL_ROWS = 4096
+
+
+class Scorer(NamedTuple):
+    """What makes logits of candidates, and which of them count.
+
+    Attributes:
+        affinity: scores.
+        masks: which candidates may count.
+        correction: scores to logits.
+        byte_budget: bytes that logits may take at once; beyond, each block is computed twice.
+    """
+
+    affinity: Affinity
+    masks: Sequence[Mask]
+    correction: Correction
+    byte_budget: int
+
+    def whole(self, pool: Pool, batch: Batch) -> Scored:
+        """Returns all candidates of a pool, scored, masked and corrected."""
+        offsets = self.correction.offsets(pool)
+        positive, score = self.affinity(pool, batch)
+        rows = tf.range(tf.shape(positive)[0])
+        scored = Scored(
+            added(positive, offsets.positives),
+            added(score, offsets.candidates),
+            pool.valid & tf.not_equal(pool.own_rows, rows[:, None]),
+            positive,
+            score,
+            pool.ids,
+            pool.sampler,
+            pool.log_count,
+            pool.own_rows,
+            tf.fill(tf.shape(pool.sampler), pool.per_row),
+            has_own=pool.has_own,
+        )
+        return apply_masks(scored, self.masks, batch, pool, offsets.more_positives)
+
+    def excess_in_blocks(
+        self, pool: Pool, batch: Batch, filters: Sequence[Miner]
+    ) -> tuple[Excess, tf.Tensor]:
+        """The log-sum of shared candidates, a block of them at a time.
+
+        Args:
+            pool: C shared candidates.
+            batch: the step.
+            filters: miners that judge each candidate alone.
+
+        Returns:
+            The excess of each row, and how many candidates counted over all rows.
+        """
+        queries, (vectors, bias) = self.affinity.queries(batch), self.affinity.linear(pool)
+        positive = self.affinity.positives(queries, batch)
+        offsets = self.correction.offsets(pool)
+        own = added(positive, offsets.positives)
+        # An empty slot is left out by its shift, which costs no pass over [B, C].
+        shift = tf.where(pool.valid, added(bias, offsets.candidates), -math.inf)
+        judge = _BlockJudge(self.masks, filters, pool, batch, tf.stop_gradient((own, positive)))
+        undo = tf.stop_gradient(tf.where(pool.valid, bias - shift, 0.0))
+        return chunked_log_sum_exp(
+            queries,
+            vectors,
+            shift,
+            keep=functools.partial(judge.keep, undo) if self.masks or filters else None,
+            positive=own,
+            block_width=_block_width(batch.queries, self.byte_budget),
+            own_rows=pool.own_rows,
+            byte_budget=self.byte_budget,
+            learns_shift=self.affinity.item_bias is not None,
+            # An item bias learns from the candidates of the past too.
+            stale_from=pool.num_fresh if self.affinity.item_bias is None else None,
+        )
+
+
+class _BlockJudge(NamedTuple):
+    """Which candidates of a block count, from their logits."""
+
+    masks: Sequence[Mask]
+    filters: Sequence[Miner]
+    pool: Pool
+    batch: Batch
+    positive: tuple[tf.Tensor, tf.Tensor]
+
+    def keep(self, undo: tf.Tensor, start: tf.Tensor, logit: tf.Tensor) -> tf.Tensor:
+        """Returns [B, w] bool for the block that begins at `start`.
+
+        Args:
+            undo: [C], what takes the correction back.
+            start: int32 scalar.
+            logit: [B, w].
+        """
+        width = tf.shape(logit)[1]
+        block = slice_pool(self.pool, start, width)
+        kept = tf.ones_like(logit, tf.bool)
+        if self.filters:  # A miner is not to see the row's own positive among the negatives.
+            kept = tf.not_equal(block.own_rows, tf.range(tf.shape(logit)[0])[:, None])
+        positive_logit, positive_score = self.positive
+        score = logit + tf.slice(undo, [start], [width])
+        scored = Scored(
+            positive_logit, logit, kept, positive_score, score, block.ids, block.sampler
+        )
+        for mask in self.masks:
+            kept &= mask.keep(scored, self.batch)
+        scored = scored._replace(keep=kept)
+        for miner in self.filters:
+            scored = miner.mine(scored, self.batch)
+        return scored.keep
+
+
+class ScoredPools:
+    """The candidates of a step, scored when somebody asks: all of them, or only their log-sums.
+
+    Args:
+        scorer: what makes logits of candidates.
+        pools: the shared candidates, and those of each row; one of the two kinds at least.
+        batch: the step.
+        at_once: whether somebody will read single scores.
+        filters: miners that judge each candidate alone, not applied yet.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        pools: Sequence[Pool],
+        batch: Batch,
+        *,
+        at_once: bool,
+        filters: Sequence[Miner] = (),
+    ) -> None:
+        self.scorer, self.pools, self.batch, self.filters = scorer, pools, batch, filters
+        self._all: Scored | None = None
+        self._kept: tuple[tf.Tensor, tf.Tensor] | None = None
+        can_mask = all(mask.in_blocks for mask in scorer.masks)
+        self.at_once = at_once or pools[0].per_row or batch.several_vectors or not can_mask
+
+    def all(self) -> Scored:
+        """Returns all candidates at once; the rows' own ones stand last."""
+        if self._all is None:
+            parts = [self.scorer.whole(pool, self.batch) for pool in self.pools]
+            self._all = _filtered(side_by_side(parts), self.filters, self.batch)
+        return self._all
+
+    def mined(self, miner: Miner, batch: Batch) -> ScoredPools:
+        """Returns what a miner makes of them; one that judges each alone is only written down."""
+        if miner.by_candidate and self._all is None:
+            filters = [*self.filters, miner]
+            return ScoredPools(
+                self.scorer, self.pools, self.batch, at_once=self.at_once, filters=filters
+            )
+        made = ScoredPools(self.scorer, self.pools, self.batch, at_once=True)
+        made._all = miner.mine(self.all(), batch)
+        return made
+
+    def losses(self, loss: Loss) -> tf.Tensor:
+        """Returns the loss of each row, [B] float32."""
+        if self.at_once or not loss.folds:
+            return loss(self.all(), self.batch)
+        first, *rest = self.pools
+        shared, num_kept = self.scorer.excess_in_blocks(first, self.batch, self.filters)
+        own, some = None, shared.some
+        for pool in rest:
+            scored = _filtered(self.scorer.whole(pool, self.batch), self.filters, self.batch)
+            own = masked_log_sum_exp(scored.logit, scored.keep, positive=scored.positive_logit)
+            some, num_kept = some | own.some, num_kept + scored.num_kept
+        self._kept = some, num_kept
+        return loss.of_excess(shared, own)
+
+    def known(self) -> Scored:
+        """Returns what is known once the loss is: single scores only where they were needed."""
+        if self._all is not None:
+            return self._all
+        pool = self.pools[0]
+        nothing: dict[str, Any] = dict.fromkeys(("positive_logit", "logit", "keep"))
+        return Scored(
+            **nothing,
+            ids=pool.ids,
+            sampler=pool.sampler,
+            log_count=pool.log_count,
+            own_rows=pool.own_rows,
+        )
+
+    def kept(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns [B] bool, which rows have any negative, and how many candidates counted."""
+        if self._kept is None:
+            self._kept = self.all().some, self.all().num_kept
+        return self._kept
+
+
+def side_by_side(parts: Sequence[Scored]) -> Scored:
+    """Returns the candidates of one or two pools as one record."""
+    first, *rest = parts
+    if not rest:
+        return first
+
+    def join(name: str) -> tf.Tensor | None:
+        fields = [getattr(part, name) for part in parts]
+        if any(field is None for field in fields):
+            return None
+        whole = [tf.broadcast_to(x, tf.shape(p.logit)) for x, p in zip(fields, parts, strict=True)]
+        return tf.concat(whole, axis=1)
+
+    names = ("logit", "keep", "score", "ids", "sampler", "log_count", "own_rows")
+    kinds = tf.concat([part.per_row for part in parts], axis=0)
+    kept = tf.add_n([part.num_kept for part in parts])
+    joined = {name: join(name) for name in names}
+    return first._replace(**joined, per_row=kinds, num_kept=kept, has_own=False)
+
+
+def _filtered(scored: Scored, filters: Sequence[Miner], batch: Batch) -> Scored:
+    for miner in filters:
+        scored = miner.mine(scored, batch)
+    return scored._replace(num_kept=tf.reduce_sum(tf.cast(scored.keep, tf.float32)))
+
+
+def _block_width(queries: tf.Tensor, byte_budget: int) -> int:
+    rows, budget = queries.shape[0], min(byte_budget, BLOCK_BYTES)
+    width = columns_within(budget, USUAL_ROWS if rows is None else max(rows, 1))
+    if width < 1:
+        least = 4 * (USUAL_ROWS if rows is None else rows)
+        raise bad_input("logits_budget", f"at least {least} bytes, one candidate", byte_budget)
+    return width
