@@ -230,12 +230,12 @@ for storage, size in {"float32": 4, "float16": 2}.items():
 class Count:
     steps, drawn, expected = 0, np.zeros(len(data.items)), np.zeros(len(data.items))
 
-    def keep(self, scores, pool, context):
+    def keep(self, scored, batch):
         rows = data.items.rows_of_keys(pool.ids[pool.filled]).numpy()
         self.steps += 1
         self.drawn += np.bincount(rows, minlength=len(data.items))
         for source in task.negatives:
-            self.expected += np.exp(source.log_expected_count(data.items.keys, context))
+            self.expected += np.exp(source.log_count(data.items.keys, context))
         return tf.ones_like(scores.negatives, tf.bool)
 
 

@@ -251,7 +251,7 @@ for label in ("ngame, slack 0", "cross-batch ngame, 0"):
 
 # %%
 class Recorder:
-    def mine(self, logits, context):
+    def mine(self, scored, batch):
         self.logits, self.context = logits, context
         return logits
 
@@ -275,7 +275,7 @@ batch = next(iter(data.train.dataset(B, item_key=baseline.item_key)))
 step = logits_of(batch)
 miners = {
     "Hardest(10)": tfn.Hardest(10),
-    'Hardest(10, by="scores")': tfn.Hardest(10, by="scores"),
+    'Hardest(10, by="score")': tfn.Hardest(10, by="score"),
     "RandomOfTop(10, 100)": tfn.RandomOfTop(10, 100),
     "SemiHard(1.0)": tfn.SemiHard(1.0),
     "WithinPositiveRadius()": tfn.WithinPositiveRadius(),
@@ -312,7 +312,7 @@ fig.tight_layout()
 
 # %% [markdown]
 # `Hardest` and `RandomOfTop` choose by the logit, after the correction: there a rare item counts
-# more than its score says. With `by="scores"` the ten are simply the ten to the right. The others
+# more than its score says. With `by="score"` the ten are simply the ten to the right. The others
 # compare scores, and how many they keep differs from row to row.
 #
 # ## Losses on pairs

@@ -36,7 +36,7 @@ def test_the_source_of_the_guide_trains_and_is_rebuilt():
     code = re.search(r"```python\n(.*?)```", GUIDE, re.S).group(1)
     exec(compile(code, "adding_a_method.md", "exec"), names)  # noqa: S102
     source = names["Newest"](ItemCatalogue([5, 6, 7, 8]), 2)
-    counts = source.log_expected_count(tf.constant([5, 7, 99], tf.int64), None)
+    counts = source.log_count(tf.constant([5, 7, 99], tf.int64), None)
     np.testing.assert_array_equal(counts, [-np.inf, 0.0, -np.inf])
     corpus = tf.eye(4)
     task = Retrieval(negatives=[source], correct=None)

@@ -35,7 +35,7 @@ from tfrs_negatives.step.frequency import StreamingFrequency
 from tfrs_negatives.step.losses import SampledSoftmax
 from tfrs_negatives.step.masks.keep import AccidentalHits
 from tfrs_negatives.step.miners import Hardest
-from tfrs_negatives.step.records import Logits
+from tfrs_negatives.step.records import Scored
 from tfrs_negatives.step.samplers import CrossBatch, InBatch, Uniform
 from tfrs_negatives.step.task import Retrieval
 
@@ -264,7 +264,7 @@ def test_learned_temperature_stays_in_its_range_and_can_leave_its_bound(push, bo
 
 
 def test_large_logits_lose_nothing_but_their_common_part():
-    logits = Logits(tf.fill([1], 27e4), tf.fill([1, 3], 27e4), tf.ones([1, 3], tf.bool))
+    logits = Scored(tf.fill([1], 27e4), tf.fill([1, 3], 27e4), tf.ones([1, 3], tf.bool))
     assert float(SampledSoftmax()(logits)[0]) == pytest.approx(np.log(4.0), rel=1e-6)
 
 
