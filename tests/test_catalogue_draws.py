@@ -41,6 +41,7 @@ def context_of(step=1, items=ITEMS):
         tf.ones([2, 1]),
         candidate_ids=tf.constant(ids),
         features={},
+        sample_weight=None,
         encode_items=lambda features: tf.ones([tf.shape(features["item_id"])[0], 1]),
         log_probability=lambda ids: tf.zeros(tf.shape(ids)),
         step=tf.constant(step, tf.int64),

@@ -33,8 +33,10 @@ from tfrs_negatives.step.losses import (
     masked_log_sum_exp,
 )
 from tfrs_negatives.step.masks import known_positives
+from tfrs_negatives.step.masks.apply import GivenMask
 from tfrs_negatives.step.masks.keep import AccidentalHits, ScoreMargin
 from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.step.metrics import KerasLoss
 from tfrs_negatives.step.miners import (
     Hardest,
     RandomOfTop,
@@ -42,7 +44,7 @@ from tfrs_negatives.step.miners import (
     SemiHard,
     WithinPositiveRadius,
 )
-from tfrs_negatives.step.records import Mask, Scored
+from tfrs_negatives.step.records import Frequency, Loss, Mask, Miner, Sampler, Scored, StepPart
 from tfrs_negatives.step.report import StepReport
 from tfrs_negatives.step.samplers import (
     CrossBatch,
@@ -229,13 +231,16 @@ def loss_and_gradients(task, queries=QUERIES, items=ITEMS, ids=IDS, corpus=CORPU
 
 
 # What a part is made of, and what parts have in common: tried through them.
-INNER = (CatalogueDraws, CountedDraws, FeatureDrift, MemoryBank, RankedMiner, StepReport)
+INNER = (
+    *(CatalogueDraws, CountedDraws, FeatureDrift, MemoryBank, RankedMiner, StepReport),
+    *(Frequency, GivenMask, KerasLoss, Loss, Mask, Miner, Sampler, StepPart),
+)
 
 
 def public_parts():
     """Every part and layer that a module of the step defines."""
     found = set()
-    for folder in ("propose", "score", "train"):
+    for folder in ("step", "model"):
         package = importlib.import_module(f"tfrs_negatives.{folder}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             members = inspect.getmembers(importlib.import_module(module.name), inspect.isclass)

@@ -109,9 +109,9 @@ def test_gradients_are_those_of_the_loops(budget, in_batch, compensate, policy):
     for queries, vectors, ids in batches(4):
         inputs = tf.constant(queries), tf.constant(vectors)
         with tf.GradientTape() as tape:
-            tape.watch([*inputs, source.bank.embeddings] if task.built else inputs)
+            tape.watch([*inputs, source.bank.vectors] if task.built else inputs)
             loss = task(*inputs, candidate_ids=ids, training=True)
-        watched = [*inputs, source.bank.embeddings]
+        watched = [*inputs, source.bank.vectors]
         *gradients, past = tape.gradient(loss, watched)
         assert past is None or not np.any(tf.convert_to_tensor(past))
         stored = bank.columns()
@@ -398,7 +398,7 @@ def test_a_saved_model_has_the_bank_and_goes_on_bit_for_bit(tmp_path, weighted):
         return Weighted(source, 0.5) if weighted else source
 
     def bank_in(model):
-        return model.task.negatives[1].source if weighted else model.task.negatives[1]
+        return model.task.negatives[1].sampler if weighted else model.task.negatives[1]
 
     model = model_of(source(), masks=[AccidentalHits()])
     model.fit(data(), verbose=0)

@@ -344,10 +344,10 @@ def test_the_sign_of_the_margins():
 
 def test_a_margin_is_not_rounded_away():
     # float16 has a step of 4 at 4096, so that 4096 - 0.25 is 4096 there.
-    half = logits_of([4096.0], [[4096.0, 4092.0]], tf.float16)
-    np.testing.assert_array_equal(ScoreMargin(0.25).keep(half, None, None), [[False, True]])
-    single = logits_of([1.0001], [[1.00005, 1.00015]])
-    np.testing.assert_array_equal(ScoreMargin(0.0).keep(single, None, None), [[True, False]])
+    half = scored_of([4096.0], [[4096.0, 4092.0]], dtype=tf.float16)
+    np.testing.assert_array_equal(ScoreMargin(0.25).keep(half, None), [[False, True]])
+    single = scored_of([1.0001], [[1.00005, 1.00015]])
+    np.testing.assert_array_equal(ScoreMargin(0.0).keep(single, None), [[True, False]])
 
 
 def test_a_score_that_is_nan_stays_to_be_seen():

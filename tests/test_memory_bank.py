@@ -108,7 +108,7 @@ def test_storage_rounds_and_clips(storage):
     contents = bank.read()
     assert contents.valid.numpy().all()
     np.testing.assert_array_equal(contents.vectors, np.array(expected, np.float32))
-    assert bank.embeddings.dtype.size == (4 if storage == "float32" else 2)
+    assert bank.vectors.dtype.size == (4 if storage == "float32" else 2)
 
 
 @pytest.mark.parametrize("storage", FORMATS)

@@ -282,7 +282,7 @@ def test_report_says_what_the_step_was_made_of():
     # Rows 0 and 2 lose one batch column and two drawn ones each, and row 3 one drawn column; of
     # 5 x 11 columns 5 are the rows' own.
     assert describe_last_step(task) == (
-        "5 queries, 11 columns (in_batch 5, drawn 6), masked 14.00%, replicas 1, "
+        "5 queries, 11 candidates (in_batch 5, drawn 6), masked 14.00%, replicas 1, "
         "correction negatives x 0.5, cosine / 0.2"
     )
 
@@ -291,7 +291,7 @@ def test_report_counts_extra_candidates_as_nobodys_positive():
     task = Retrieval(masks=[AccidentalHits()])
     run(task, num_items=len(BATCH_IDS), training=True)
     # Item 103 is in columns 0, 2 and 5: rows 0 and 2 lose two each, of 5 x 7 - 5.
-    assert "7 columns (in_batch 7), masked 13.33%" in describe_last_step(task)
+    assert "7 candidates (in_batch 7), masked 13.33%" in describe_last_step(task)
 
 
 # ------------------------------------------------------------------ a graph of TensorFlow 1
@@ -335,7 +335,7 @@ def test_a_graph_of_tensorflow_1_moves_all_state_with_rows_of_unknown_number():
 
     def state(task):
         table, bank = task.frequency, task.negatives[1].bank
-        return [task.step, table.table, table.last_step, bank.ids, task.report.columns]
+        return [task.step, table.table, table.last_step, bank.ids, task.report.candidates]
 
     eager, rows = composition(), np.array([*BATCH_IDS[: NUM_ROWS - 1], EMPTY_ID])
     expected = [float(run(eager, candidate_ids=rows, training=True)) for _ in range(3)]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Family = Literal["sampler", "frequency", "mask", "miner", "loss"]
 Kind = TypeVar("Kind", bound=type)
+_MORE, _MORE_NAMED = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 _FAMILIES: dict[str, dict[str, type]] = {family: {} for family in get_args(Family)}
 
@@ -48,20 +49,18 @@ class Part:
         except TypeError:
             return made  # The constructor says what is wrong.
         bound.apply_defaults()
-        _, *rest = bound.arguments.items()
-        variadic = inspect.signature(cls.__init__).parameters
-        kept: dict[str, Any] = {}
-        for name, value in rest:
-            if variadic[name].kind is inspect.Parameter.VAR_KEYWORD:
-                kept |= value
-            else:
-                kept[name] = value
-        object.__setattr__(made, "_arguments", kept)
+        _, *given = bound.arguments.items()
+        kinds = {p.name: p.kind for p in bound.signature.parameters.values()}
+        named = {n: x for n, x in given if kinds[n] not in (_MORE, _MORE_NAMED)}
+        more = [x for n, x in given if kinds[n] is _MORE_NAMED]
+        object.__setattr__(made, "_arguments", {**named, **(more[0] if more else {})})
         return made
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, with parts inside them described."""
-        own = {n: tf.keras.utils.serialize_keras_object(x) for n, x in self._arguments.items()}
+        # As JSON would give them back.
+        plain = {n: list(x) if type(x) is tuple else x for n, x in self._arguments.items()}
+        own = {n: tf.keras.utils.serialize_keras_object(x) for n, x in plain.items()}
         is_layer = isinstance(self, tf.keras.layers.Layer)
         # What Keras says of a layer is of now: its name may have been chosen by Keras.
         return {**own, **super().get_config()} if is_layer else own  # type: ignore[misc]
