@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
@@ -58,9 +59,9 @@ class Part:
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, with parts inside them described."""
-        # As JSON would give them back.
-        plain = {n: list(x) if type(x) is tuple else x for n, x in self._arguments.items()}
-        own = {n: tf.keras.utils.serialize_keras_object(x) for n, x in plain.items()}
+        own = {
+            n: tf.keras.utils.serialize_keras_object(_plain(x)) for n, x in self._arguments.items()
+        }
         is_layer = isinstance(self, tf.keras.layers.Layer)
         # What Keras says of a layer is of now: its name may have been chosen by Keras.
         return {**own, **super().get_config()} if is_layer else own  # type: ignore[misc]
@@ -69,6 +70,13 @@ class Part:
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Builds the part that `get_config` described."""
         return cls(**tf.keras.utils.deserialize_keras_object(config))
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON would give it back; Keras cannot load an array of strings."""
+    if type(value) is tuple:
+        return list(value)
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def part(family: Family, name: str | None = None) -> Callable[[Kind], Kind]:
