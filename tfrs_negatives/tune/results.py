@@ -1,4 +1,4 @@
-"""The trials of a search as records, `trials.csv` and `best.yaml`."""
+"""The trials as records, `trials.csv` and `best.yaml`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,12 @@ def refused_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Returns the trials whose settings do not work; not those whose process ended."""
     failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
     return [trial for trial in failed if "reason" in trial.user_attrs]
+
+
+def interrupted_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Returns the trials whose process ended."""
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return [trial for trial in failed if "reason" not in trial.user_attrs]
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
@@ -117,7 +123,7 @@ def shorten(value: Any) -> str:
 
 
 def print_trials(report: Mapping[str, Any]) -> None:
-    """Prints what `run_search` returns as a table, the best first."""
+    """Prints what `run_tuning` returns as a table, the best first."""
     metric, hidden = report["metric"], {"state", "value", "reason"}
     rows = sorted(
         report["trials"], key=lambda row: (row["state"] != COMPLETE, -(row["value"] or 0))
