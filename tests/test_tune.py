@@ -26,7 +26,7 @@ from tfrs_negatives.tune.folder import open_folder, open_study
 from tfrs_negatives.tune.space import check_space, parse_space, size_of
 
 METRIC = "recall_at_5"
-FILES = ["best.yaml", "plots", "trials.csv", "trials.jsonl", "tune.yaml"]
+FILES = [".lock", "best.yaml", "plots", "trials.csv", "trials.jsonl", "tune.yaml"]
 SPACE = ["train.learning_rate=log(1e-3, 1e-1)", "model.temperature=uniform(0.05, 0.3)"]
 
 
@@ -454,7 +454,7 @@ def test_where_training_never_ends_well_it_says_so(config, rig, tmp_path):
     rig(lambda config, epoch: math.nan)
     with pytest.raises(InputError, match=r"training ends well.*recall_at_5 is nan"):
         tune(config, tmp_path / "out", trials=2)
-    assert names(tmp_path / "out") == ["trials.csv", "trials.jsonl", "tune.yaml"]
+    assert names(tmp_path / "out") == [".lock", "trials.csv", "trials.jsonl", "tune.yaml"]
 
 
 def refuse(every):
@@ -595,11 +595,11 @@ def test_a_trial_that_is_stopped_or_diverges_leaves_no_run(config, tmp_path, mon
         patch.setattr(optuna.Trial, "should_prune", lambda trial: True)
         with pytest.raises(InputError, match="pruned at epoch 1"):
             tune(config, tmp_path / "out", trials=1)
-    assert names(tmp_path / "out") == ["trials.csv", "trials.jsonl", "tune.yaml"]
+    assert names(tmp_path / "out") == [".lock", "trials.csv", "trials.jsonl", "tune.yaml"]
     wild = ["train.learning_rate=log(1e37, 1e38)", "train.optimizer=one_of(adagrad)"]
     with pytest.raises(InputError, match="the loss is nan"):
         tune(config, tmp_path / "wild", space=wild, trials=1)
-    assert names(tmp_path / "wild") == ["trials.csv", "trials.jsonl", "tune.yaml"]
+    assert names(tmp_path / "wild") == [".lock", "trials.csv", "trials.jsonl", "tune.yaml"]
     assert "--resume" not in caplog.text
 
 

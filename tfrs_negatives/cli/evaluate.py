@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tfrs_negatives.cli.common import AsJson, RunFolder, report
+from tfrs_negatives.runs import files
 
 
 def evaluate(run: RunFolder, as_json: AsJson = False) -> None:
@@ -10,4 +11,4 @@ def evaluate(run: RunFolder, as_json: AsJson = False) -> None:
     from tfrs_negatives.runs.train import evaluate_run
 
     result = evaluate_run(run, progress=not as_json)
-    report({"test": result.metrics}, as_json, wrote=run / "metrics.json")
+    report({"test": result.metrics}, as_json, wrote=run / files.METRICS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tfrs_negatives.cli.common import AsJson, Overwrite, RunFolder, report
+from tfrs_negatives.runs import files
 
 
 def index(run: RunFolder, as_json: AsJson = False, overwrite: Overwrite = False) -> None:
@@ -12,4 +13,4 @@ def index(run: RunFolder, as_json: AsJson = False, overwrite: Overwrite = False)
     manifest = index_run(run, overwrite=overwrite)
     names = ("kind", "num_items", "similarity", "ks", "recall")
     shown = manifest if as_json else {name: manifest[name] for name in names if name in manifest}
-    report(shown, as_json, wrote=run / "index")
+    report(shown, as_json, wrote=run / files.INDEX)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tfrs_negatives.cli.common import AsJson, Overwrite, RunFolder, report
+from tfrs_negatives.runs import files
 
 
 def mine(
@@ -58,4 +59,4 @@ def mine(
     if not as_json:
         print_records(summary.by_rule(), title="what became of the items that the index found")
         record = {name: record[name] for name in ("queries", "short", "empty", "seconds")}
-    report(record, as_json, wrote=out or run / "hard_negatives.parquet")
+    report(record, as_json, wrote=out or run / files.HARD_NEGATIVES)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 import tfrs_negatives
-from tfrs_negatives.compare.diagnostics import count_histogram, diagnose, liked_popularity
-from tfrs_negatives.compare.runs import Run, finish_runs, flatten, read_run, run_folders
+from tfrs_negatives.compare.diagnostics import count_histogram, liked_popularity, look_into
+from tfrs_negatives.compare.runs import RunRecord, finish_runs, flatten, read_run, run_folders
 from tfrs_negatives.compare.statistics import (
     SIGNIFICANCE,
     holm,
@@ -32,7 +32,7 @@ from tfrs_negatives.model.retrieval_model import RetrievalModel
 from tfrs_negatives.runs.config import RunConfig
 from tfrs_negatives.runs.train import protocol
 
-LIBRARIES = ("jinja2", "matplotlib")
+LIBRARIES = ("jinja2", "matplotlib", "scipy")
 Results = dict[str, Any]
 
 
@@ -82,7 +82,7 @@ def compare(
         of_seeds.append(_look_at(data, config, seed))
         if seed == 0:
             folders = run_folders(variants, 0, folder)
-            diagnostics = {name: diagnose(run, data) for name, run in folders.items()}
+            diagnostics = {name: look_into(run, data) for name, run in folders.items()}
     runs = _read_runs(variants, seeds, folder, metric)
     references = _reference_records(of_seeds)
     results = {
@@ -204,14 +204,16 @@ def _reference_records(of_seeds: Sequence[Results]) -> list[Results]:
 # ------------------------------------------------------------------ the variants
 
 
-def _read_runs(variants: Variants, seeds: int, folder: Path, metric: str) -> dict[str, list[Run]]:
+def _read_runs(
+    variants: Variants, seeds: int, folder: Path, metric: str
+) -> dict[str, list[RunRecord]]:
     """Returns the runs of each variant, one per seed."""
     folders = [run_folders(variants, seed, folder) for seed in range(seeds)]
     return {name: [read_run(of_seed[name], metric) for of_seed in folders] for name in variants}
 
 
 def _variant_records(
-    variants: Variants, runs: Mapping[str, Sequence[Run]], diagnostics: Mapping[str, Results]
+    variants: Variants, runs: Mapping[str, Sequence[RunRecord]], diagnostics: Mapping[str, Results]
 ) -> list[Results]:
     settings = _differing(variants)
     return [
@@ -255,7 +257,7 @@ def _over_seeds(values: Sequence[float | None]) -> Results:
 
 
 def judge(
-    runs: Mapping[str, Sequence[Run]],
+    runs: Mapping[str, Sequence[RunRecord]],
     references: Sequence[Results],
     *,
     baseline: str,
@@ -293,7 +295,9 @@ def judge(
     }
 
 
-def _compare_pairs(runs: Mapping[str, Sequence[Run]], best: str, baseline: str) -> list[Results]:
+def _compare_pairs(
+    runs: Mapping[str, Sequence[RunRecord]], best: str, baseline: str
+) -> list[Results]:
     """Tests each against the baseline and the best against each; what is both is tested once."""
     pairs = [(best, name) for name in runs if name != best]
     if best != baseline:

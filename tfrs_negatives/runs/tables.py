@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tfrs_negatives.core.files import draft_of
 from tfrs_negatives.core.errors import InputError, bad_input
+from tfrs_negatives.core.files import draft_of
+from tfrs_negatives.runs import files
 
 
 class UnknownId(InputError):
@@ -62,8 +63,8 @@ def read_queries(folder: Path) -> KnownQueries:
     Raises:
         InputError: if the run has no such table, or its log has no `query_key`.
     """
-    columns = read_columns(folder / "queries.parquet")
-    key = pq.read_schema(folder / "queries.parquet").metadata[b"query_key"].decode()
+    columns = read_columns(folder / files.QUERIES)
+    key = pq.read_schema(folder / files.QUERIES).metadata[b"query_key"].decode()
     if not key:
         raise bad_input("run", "a run of a log with a query_key", folder)
     row_of = {query: row for row, query in enumerate(columns[key].astype(str).tolist())}
@@ -104,7 +105,7 @@ def read_items(folder: Path) -> KnownItems:
     Raises:
         InputError: if the run has no such table.
     """
-    return KnownItems(read_columns(folder / "items.parquet"))
+    return KnownItems(read_columns(folder / files.ITEMS))
 
 
 def write_columns(path: Path, columns: Mapping[str, np.ndarray], **metadata: str) -> None:

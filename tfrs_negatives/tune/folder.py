@@ -41,7 +41,7 @@ def open_folder(out: Path, record: Mapping[str, Any]) -> Iterator[None]:
             write_text(draft / path.name, yaml.safe_dump(dict(record), sort_keys=False))
     elif not path.is_file():
         raise bad_input("out", f"a new folder, or one with {path.name}", out)
-    with locked(path, argument="out", expected="trials that no other process is at"):
+    with locked(out / ".lock", argument="out", expected="trials that no other process is at"):
         _check_same(path, record)
         yield
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.core.files import write_text
+from tfrs_negatives.core.files import to_csv, write_text
 from tfrs_negatives.runs.config import RunConfig
 from tfrs_negatives.runs.progress import print_records
 from tfrs_negatives.tune.space import Parameter
@@ -101,7 +99,7 @@ def write_results(
     """
     rows = trial_rows(study, parameters)
     if rows:
-        write_text(out / "trials.csv", _to_csv(rows))
+        write_text(out / "trials.csv", to_csv(rows, rows[0]))
     if not any(row["state"] == COMPLETE for row in rows):
         return
     best = best_trial(study)
@@ -138,11 +136,3 @@ def print_trials(report: Mapping[str, Any]) -> None:
         for row in rows
     ]
     print_records(table, title=f"{report['data']}: {len(rows)} trials, the best first")
-
-
-def _to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    table = csv.DictWriter(text, rows[0], lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()
