@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tfrs_negatives.cli.common import AsJson, report
+from tfrs_negatives.cli.common import AsJson, importing, report
 
 
 def compare(
@@ -39,8 +39,9 @@ def compare(
     A variant is named after its file and its values of the grid. The same command goes on where it
     was interrupted. OUT/report.html needs no other file.
     """
-    from tfrs_negatives.compare import compare as run
-    from tfrs_negatives.compare import read_variants, summary_rows
+    with importing("compare", extra="compare"):
+        from tfrs_negatives.compare import compare as run
+        from tfrs_negatives.compare import read_variants, summary_rows
     from tfrs_negatives.runs.progress import print_records
 
     results = run(

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tfrs_negatives.cli.common import AsJson, report
-from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.cli.common import AsJson, importing, report
 
 
 def tune(
@@ -53,13 +52,8 @@ def tune(
     if validation_fraction is not None:
         overrides = [*(overrides or []), f"data.validation_fraction={validation_fraction}"]
     resolved = load_config(config, overrides or [])
-    try:
+    with importing("tune", extra="compare"):
         from tfrs_negatives.tune import run_tuning
-    except ModuleNotFoundError as error:
-        if error.name not in ("optuna", "optuna_integration", "matplotlib"):
-            raise
-        needed = "what `pip install 'tfrs-negatives[compare]'` installs"
-        raise bad_input("tune", needed, f"no {error.name}") from error
     found = run_tuning(resolved, space, out, trials=trials, metric=metric, seed=seed)
     if not as_json:
         from tfrs_negatives.tune.results import print_trials

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 import tfrs_negatives
 from tfrs_negatives.compare.diagnostics import count_histogram, liked_popularity, look_into
+from tfrs_negatives.compare.report import write_report
 from tfrs_negatives.compare.runs import RunRecord, finish_runs, flatten, read_run, run_folders
 from tfrs_negatives.compare.statistics import (
     SIGNIFICANCE,
@@ -32,7 +32,6 @@ from tfrs_negatives.model.retrieval_model import RetrievalModel
 from tfrs_negatives.runs.config import RunConfig
 from tfrs_negatives.runs.train import protocol
 
-LIBRARIES = ("jinja2", "matplotlib", "scipy")
 Results = dict[str, Any]
 
 
@@ -68,10 +67,9 @@ def compare(
         `references`, the same of two rankings without training; `comparisons`, the tests.
 
     Raises:
-        InputError: if the variants cannot be compared, an argument is unknown or out of range, a
-            library is missing, or a run cannot be trained.
+        InputError: if the variants cannot be compared, an argument is unknown or out of range, or
+            a run cannot be trained.
     """
-    _check_libraries()
     check_variants(variants)
     config = next(iter(variants.values()))
     baseline, metric = _checked(variants, seeds, baseline, metric)
@@ -92,8 +90,6 @@ def compare(
         "variants": _variant_records(variants, runs, diagnostics),
         "references": references,
     }
-    from tfrs_negatives.compare.report import write_report
-
     write_report(results, folder)
     return results
 
@@ -109,13 +105,6 @@ def summary_rows(results: Results) -> list[Results]:
         }
         for record in (*results["references"], *results["variants"])
     ]
-
-
-def _check_libraries() -> None:
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        rule = "its libraries: pip install 'tfrs-negatives[compare]'"
-        raise bad_input("compare", rule, f"no {' and no '.join(missing)}")
 
 
 def _checked(

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from tfrs_negatives.compare.statistics import QueryScores
 from tfrs_negatives.compare.variants import Variants, folder_names, with_seed
 from tfrs_negatives.core.errors import bad_input
@@ -19,7 +17,7 @@ from tfrs_negatives.runs.checkpoints import read_history
 from tfrs_negatives.runs.config import RunConfig, load_config
 from tfrs_negatives.runs.folder import unfinished_of
 from tfrs_negatives.runs.progress import EpochProgress
-from tfrs_negatives.runs.tables import read_columns
+from tfrs_negatives.runs.tables import read_keyed
 from tfrs_negatives.runs.train import load_data, resume_run, train_run
 
 POINTS_PER_CURVE = 10
@@ -162,6 +160,5 @@ def read_run(folder: Path, metric: str) -> RunRecord:
 
 
 def _read_scores(folder: Path, metric: str) -> QueryScores:
-    columns = read_columns(folder / files.PER_QUERY)
-    key = pq.read_schema(folder / files.PER_QUERY).metadata[b"query_key"].decode()
+    columns, key = read_keyed(folder / files.PER_QUERY)
     return QueryScores(columns[key] if key else None, columns[metric])

@@ -8,6 +8,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import monte_carlo_test
 
 SIGNIFICANCE = 0.05
 NUM_FLIPS = 10_000
@@ -130,8 +131,6 @@ def paired_test(
 
 
 def _share_as_far(differences: np.ndarray, num_flips: int, rng: np.random.Generator) -> float:
-    from scipy.stats import monte_carlo_test
-
     # A user without a difference adds nothing, whatever the sign.
     moved = differences[differences != 0].astype(np.float64)
 

@@ -19,9 +19,9 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import MedianPruner
 from optuna.samplers import BaseSampler, BruteForceSampler, TPESampler
-from optuna.trial import TrialState
 from optuna_integration.tfkeras import TFKerasPruningCallback
 
+from tfrs_negatives.compare.runs import flatten
 from tfrs_negatives.core.errors import InputError, bad_input
 from tfrs_negatives.core.files import remove_folder
 from tfrs_negatives.data import RetrievalData
@@ -33,11 +33,12 @@ from tfrs_negatives.tune.folder import open_folder, open_study
 from tfrs_negatives.tune.plots import write_plots
 from tfrs_negatives.tune.results import (
     COMPLETE,
+    FAILED,
+    INTERRUPTED,
     PRUNED,
-    best_trial,
-    done_trials,
-    interrupted_trials,
-    refused_trials,
+    Row,
+    best_row,
+    rows_of,
     shorten,
     trial_rows,
     write_results,
@@ -79,9 +80,13 @@ class Tuning:
     @property
     def record(self) -> dict[str, Any]:
         """What may not change when the trials go on."""
-        space = {parameter.key: parameter.rule for parameter in self.parameters}
-        config = self.base.model_dump()
-        return {"metric": self.metric, "seed": self.seed, "space": space, "config": config}
+        space = {f"space.{parameter.key}": parameter.rule for parameter in self.parameters}
+        config = {f"config.{key}": value for key, value in flatten(self.base).items()}
+        return {"metric": self.metric, "seed": self.seed, **space, **config}
+
+    def settings(self, row: Row) -> tuple[Any, ...]:
+        """Returns what was drawn for a trial."""
+        return tuple(row[parameter.key] for parameter in self.parameters)
 
 
 def run_tuning(
@@ -127,9 +132,8 @@ def run_tuning(
         study = open_study(out / "trials.jsonl")
         study.pruner = MedianPruner(STARTUP_TRIALS, n_warmup_steps=FIRST_EPOCH_TO_STOP)
         with _advice(study):
-            _run_trials(tuning, study, data)
-        rows = trial_rows(study, tuning.parameters)
-        best = rows[best_trial(study).number]
+            rows = _run_trials(tuning, study, data)
+        best = best_row(rows)
         write_plots(study, out / "plots", metric=metric, baseline=baseline)
     return {
         "data": data.name,
@@ -183,7 +187,10 @@ def _advice(study: optuna.Study) -> Iterator[None]:
         yield
     except BaseException as error:
         if not isinstance(error, InputError):
-            logger.warning("%d trials are done; the same command goes on.", len(done_trials(study)))
+            logger.warning(
+                "%d trials are done; the same command goes on.",
+                len(rows_of(trial_rows(study, []), COMPLETE, PRUNED)),
+            )
         raise
 
 
@@ -196,18 +203,19 @@ def _quiet_optuna() -> Iterator[None]:
         yield
 
 
-def _run_trials(tuning: Tuning, study: optuna.Study, data: RetrievalData) -> None:
+def _run_trials(tuning: Tuning, study: optuna.Study, data: RetrievalData) -> list[Row]:
     size = size_of(tuning.parameters)
     is_small = size <= tuning.trials
     if is_small:
         logger.info("the space has only %d settings: each is tried once", size)
-        _repeat_interrupted(study)
+        _repeat_interrupted(tuning, study)
     _remove_run(tuning)
     while True:
-        write_results(study, tuning.parameters, tuning.asked, tuning.out, metric=tuning.metric)
-        if _is_done(tuning, study, size):
-            return
-        study.sampler = _sampler(tuning, study, is_small=is_small)
+        rows = trial_rows(study, tuning.parameters)
+        write_results(rows, tuning.parameters, tuning.asked, tuning.out, metric=tuning.metric)
+        if _is_done(tuning, rows, size):
+            return rows
+        study.sampler = _sampler(tuning, len(rows), is_small=is_small)
         study.optimize(
             lambda trial: _measure(tuning, trial, data),
             n_trials=1,
@@ -218,48 +226,45 @@ def _run_trials(tuning: Tuning, study: optuna.Study, data: RetrievalData) -> Non
         logger.info("%s", _line(tuning, trial_rows(study, tuning.parameters)))
 
 
-def _repeat_interrupted(study: optuna.Study) -> None:
-    """Queues what a process was at when it ended: its sampler takes a failed trial for a tried one.
+def _repeat_interrupted(tuning: Tuning, study: optuna.Study) -> None:
+    """Queues what a process was at when it ended: the sampler would take it for tried.
 
     What is in the queue already is of a process that ended before it began with it.
     """
-    tried = [trial.params for trial in [*done_trials(study), *refused_trials(study)]]
-    if study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        return
-    for trial in interrupted_trials(study):
-        if trial.params not in tried:
-            study.enqueue_trial(trial.params)
+    rows = trial_rows(study, tuning.parameters)
+    tried = {tuning.settings(row) for row in rows if row["state"] != INTERRUPTED}
+    for row in rows_of(rows, INTERRUPTED):
+        if tuning.settings(row) not in tried and not rows_of(rows, "waiting"):
+            study.enqueue_trial({p.key: row[p.key] for p in tuning.parameters})
 
 
-def _is_done(tuning: Tuning, study: optuna.Study, size: float) -> bool:
+def _is_done(tuning: Tuning, rows: list[Row], size: float) -> bool:
     """Returns whether there are enough trials, or all settings are tried.
 
     Raises:
         InputError: if the first settings all do not work.
     """
-    done, refused = done_trials(study), refused_trials(study)
-    if not done and len(refused) >= MOST_FAILURES:
-        raise InputError(refused[-1].user_attrs["reason"])
-    if len(done) >= tuning.trials or len(refused) >= max(MOST_FAILURES, tuning.trials):
+    done, failed = rows_of(rows, COMPLETE, PRUNED), rows_of(rows, FAILED)
+    if not done and len(failed) >= MOST_FAILURES:
+        raise InputError(failed[-1]["reason"])
+    if len(done) >= tuning.trials or len(failed) >= max(MOST_FAILURES, tuning.trials):
         return True
-    return len({tuple(trial.params.items()) for trial in [*done, *refused]}) >= size
+    return len({tuning.settings(row) for row in [*done, *failed]}) >= size
 
 
-def _sampler(tuning: Tuning, study: optuna.Study, *, is_small: bool) -> BaseSampler:
+def _sampler(tuning: Tuning, number: int, *, is_small: bool) -> BaseSampler:
     # One for each trial: that of a process which goes on would begin again with the draws that
     # the first process began with.
-    number = len(study.get_trials(deepcopy=False))
     seed = int(np.random.SeedSequence([tuning.seed, number]).generate_state(1)[0])
     if is_small:
         return BruteForceSampler(seed)
     return TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed)
 
 
-def _line(tuning: Tuning, rows: list[dict[str, Any]]) -> str:
+def _line(tuning: Tuning, rows: list[Row]) -> str:
     """What became of the last trial."""
-    last = rows[-1]
-    done = sum(row["state"] in (COMPLETE, PRUNED) for row in rows)
-    best = max((row["value"] for row in rows if row["state"] == COMPLETE), default=None)
+    last, done = rows[-1], len(rows_of(rows, COMPLETE, PRUNED))
+    best = max((row["value"] for row in rows_of(rows, COMPLETE)), default=None)
     settings = " ".join(f"{p.key}={shorten(last[p.key])}" for p in tuning.parameters)
     found = last["reason"] or f"{tuning.metric} {shorten(last['value'])}"
     return (

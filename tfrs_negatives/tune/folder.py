@@ -29,7 +29,7 @@ def open_folder(out: Path, record: Mapping[str, Any]) -> Iterator[None]:
 
     Args:
         out: the folder.
-        record: what decides the trials: strings, numbers and such in nested mappings.
+        record: name -> what decides the trials, in values that YAML has.
 
     Raises:
         InputError: if the folder holds something else or other trials, another process works in it,
@@ -48,21 +48,13 @@ def open_folder(out: Path, record: Mapping[str, Any]) -> Iterator[None]:
 
 def _check_same(path: Path, record: Mapping[str, Any]) -> None:
     try:
-        begun = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        before = dict(parse_yaml(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
         raise bad_input("out", f"a readable {path.name}", path) from error
-    before, now = _flat(begun), _flat(record)
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    changed = [name for name in {**before, **record} if before.get(name) != record.get(name)]
     if changed:
-        found = ", ".join(f"{name} {now.get(name)} for {before.get(name)}" for name in changed)
+        found = ", ".join(f"{name} {record.get(name)} for {before.get(name)}" for name in changed)
         raise bad_input("out", "what was begun there, or another folder", found)
-
-
-def _flat(record: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(record, Mapping) or not record:
-        return {prefix.removesuffix("."): record}
-    parts = [_flat(value, f"{prefix}{name}.") for name, value in record.items()]
-    return {name: value for part in parts for name, value in part.items()}
 
 
 def open_study(path: Path) -> optuna.Study:
