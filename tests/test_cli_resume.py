@@ -98,7 +98,8 @@ def test_ctrl_c_leaves_an_unfinished_folder_and_says_how_to_go_on(
     assert code == 2
     assert "--resume" in last_line(err)
     assert "--overwrite" in last_line(err)
-    assert names(work) == before == ["checkpoints", "config.yaml", "history.csv", "schema.json"]
+    begun = [".lock", "checkpoints", "config.yaml", "history.csv", "schema.json"]
+    assert names(work) == before == begun
 
     # Anew, and interrupted once more.
     (work / "mark").write_text("of the first attempt")
@@ -132,7 +133,7 @@ def test_ctrl_c_leaves_an_unfinished_folder_and_says_how_to_go_on(
 PROGRAM = """
 import os, signal, sys
 from tensorflow.python.checkpoint import checkpoint_management
-from tfrs_negatives.cli import main
+from tfrs_negatives.cli.main import main
 
 update = checkpoint_management.update_checkpoint_state_internal
 
@@ -234,7 +235,9 @@ def test_two_processes_cannot_train_one_run(call, run, source):
             code, _, err = call("train", *arguments)
             assert code == 2
             assert "no other process" in last_line(err)
-        assert names(work) == ["checkpoints", "config.yaml", "history.csv", "schema.json"]
+        begun = ["checkpoints", "config.yaml", "history.csv", "schema.json"]
+        assert names(work) == [".lock", *begun]
+    assert names(run) == ["config.yaml", "history.csv", "schema.json"]
 
 
 def write(name, text):

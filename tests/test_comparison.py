@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import csv
-import importlib.util
 import json
 import math
 import shutil
+import sys
 import warnings
 from html.parser import HTMLParser
 
@@ -456,10 +456,9 @@ def test_bad_input_is_one_sentence_and_nothing_written(call, configs, tmp_path, 
 def test_a_library_that_is_missing_is_named_before_any_training(
     call, configs, tmp_path, monkeypatch
 ):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "jinja2" else find(name)
-    )
+    for name in [n for n in sys.modules if n.startswith("tfrs_negatives.compare")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     code, _, err = call("compare", *configs, "--out", tmp_path / "out")
     assert code == 2
     assert "pip install 'tfrs-negatives[compare]'" in err.splitlines()[-1]

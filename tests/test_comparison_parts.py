@@ -14,7 +14,7 @@ from evaluation_cases import from_scores, log
 from tfrs_negatives.compare import read_variants
 from tfrs_negatives.compare.diagnostics import liked_popularity, score_histograms
 from tfrs_negatives.compare.results import judge
-from tfrs_negatives.compare.runs import Run, run_configs
+from tfrs_negatives.compare.runs import RunRecord, run_configs
 from tfrs_negatives.compare.statistics import QueryScores, holm, paired_test, user_differences
 from tfrs_negatives.compare.variants import check_variants, folder_names
 from tfrs_negatives.core.errors import InputError
@@ -231,7 +231,7 @@ def fake_runs(means, *, users=60):
     noise -= noise.mean()
     keys = np.arange(users)
     return {
-        name: [Run({"recall_at_1": mean}, 1.0, {}, QueryScores(keys, mean + sign * noise))]
+        name: [RunRecord({"recall_at_1": mean}, 1.0, {}, QueryScores(keys, mean + sign * noise))]
         for (name, mean), sign in zip(means.items(), (1, -1, 0), strict=True)
     }
 

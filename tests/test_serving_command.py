@@ -7,8 +7,8 @@ import sys
 import pytest
 from serving_cases import open_fake, write_run
 
+from tfrs_negatives.cli.serve import read_token
 from tfrs_negatives.core.errors import InputError
-from tfrs_negatives.serve.command import read_token
 from tfrs_negatives.serve.deployment import Deployment
 from tfrs_negatives.serve.server import spare_collections
 

@@ -1,15 +1,17 @@
-"""The main job on the built-in log: compare samplers, then index the best and ask it."""
+"""`tfrs-negatives demo`: compare samplers on the built-in log, then index the best and ask it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tfrs_negatives.data import RetrievalData
-from tfrs_negatives.evaluation import MostPopular, evaluate
-from tfrs_negatives.runs.config import RunConfig, load_config
-from tfrs_negatives.runs.progress import EpochProgress, print_records
-from tfrs_negatives.runs.train import index_run, load_data, recommend, train_run
+import typer
+
+from tfrs_negatives.cli.common import AsJson, Overwrite, print_json
+
+if TYPE_CHECKING:
+    from tfrs_negatives.data import RetrievalData
+    from tfrs_negatives.runs.config import RunConfig
 
 COMMON = ["index.kind=scann", "model.id_dropout=0.2"]
 SAMPLERS = {
@@ -30,6 +32,22 @@ COLUMNS = {
 }
 
 
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/demo"),
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Compare samplers on the built-in log, then index the best and ask it for three users.
+
+    Trains in-batch without correction, in-batch with logQ, and mixed negatives; prints a table
+    beside the most popular items; builds, exports, reloads and queries the ScaNN index. Takes
+    about two minutes.
+    """
+    found = run_demo(out, overwrite=overwrite, quiet=as_json)
+    if as_json:
+        print_json(found)
+
+
 def run_demo(out: Path, *, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Trains each sampler on the synthetic log and builds the index of the last.
 
@@ -44,6 +62,10 @@ def run_demo(out: Path, *, overwrite: bool = False, quiet: bool = False) -> dict
     Raises:
         InputError: if the folder cannot be written or holds runs already.
     """
+    from tfrs_negatives.runs.config import load_config
+    from tfrs_negatives.runs.progress import EpochProgress, print_records
+    from tfrs_negatives.runs.train import index_run, load_data, recommend, train_run
+
     configs = {row: load_config(overrides=[*COMMON, *keys]) for row, (_, keys) in SAMPLERS.items()}
     data = load_data(next(iter(configs.values())))
     table = [_popular_row(data, next(iter(configs.values())))]
@@ -64,6 +86,8 @@ def run_demo(out: Path, *, overwrite: bool = False, quiet: bool = False) -> dict
 
 
 def _popular_row(data: RetrievalData, config: RunConfig) -> dict[str, Any]:
+    from tfrs_negatives.evaluation import MostPopular, evaluate
+
     popular = MostPopular(data.items, data.train.item_counts(data.items))
     ks = config.evaluation.ks
     result = evaluate(popular, data.test, ks=ks, exclude=data.train, train=data.train)
@@ -77,6 +101,8 @@ def _columns(metrics: dict[str, float]) -> dict[str, float]:
 def _print_answers(
     manifest: dict[str, Any], answers: dict[str, list[dict[str, Any]]], folder: Path
 ) -> None:
+    from tfrs_negatives.runs.progress import print_records
+
     found = manifest["recall"]
     print(
         f"{manifest['kind']} index of {manifest['num_items']:,} items, recall at {found['k']} "

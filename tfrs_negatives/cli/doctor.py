@@ -1,4 +1,4 @@
-"""Whether this installation can train, export and serve."""
+"""`tfrs-negatives doctor`: whether this installation can train, export and serve."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 from typing import Any
+
+import typer
+
+from tfrs_negatives.cli.common import AsJson, print_json
 
 # The versions that were built for each other: ScaNN's ops are compiled for one TensorFlow.
 SUPPORTED = {
@@ -18,7 +22,19 @@ SUPPORTED = {
 }
 
 
-def diagnose() -> list[dict[str, Any]]:
+def doctor(as_json: AsJson = False) -> None:
+    """Check the installation: versions, legacy Keras, ScaNN. Exit code 1 where one fails."""
+    checks = check_installation()
+    if as_json:
+        print_json(checks)
+    else:
+        for check in checks:
+            typer.echo(f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']}: {check['found']}")
+    if not all(check["ok"] for check in checks):
+        raise typer.Exit(1)
+
+
+def check_installation() -> list[dict[str, Any]]:
     """Runs every check.
 
     Returns:

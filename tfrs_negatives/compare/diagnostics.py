@@ -13,6 +13,7 @@ from tfrs_negatives.core.files import write_text
 from tfrs_negatives.data import Interactions, RetrievalData
 from tfrs_negatives.evaluation.held_out import hold_out
 from tfrs_negatives.model.two_tower import TwoTower
+from tfrs_negatives.runs import files
 from tfrs_negatives.runs.train import load_run
 from tfrs_negatives.step.frequency import StreamingFrequency, log_shares
 
@@ -21,7 +22,7 @@ NUM_BINS = 40
 ROWS_AT_ONCE = 4096
 
 
-def diagnose(folder: Path, data: RetrievalData) -> dict[str, Any]:
+def look_into(folder: Path, data: RetrievalData) -> dict[str, Any]:
     """Looks into the model of a run, once: the run keeps the answer in `diagnostics.json`.
 
     Args:
@@ -32,7 +33,7 @@ def diagnose(folder: Path, data: RetrievalData) -> dict[str, Any]:
         `scores` of held-out and of random items, see `score_histograms`, and `log_q`, the estimated
         probabilities of items beside the exact ones; None where the model does not estimate.
     """
-    path = folder / "diagnostics.json"
+    path = folder / files.DIAGNOSTICS
     if not path.is_file():
         _, model = load_run(folder)
         record = {"scores": score_histograms(model, data), "log_q": compare_log_q(model, data)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 
 import tfrs_negatives
-from tfrs_negatives.compare.diagnostics import count_histogram, diagnose, liked_popularity
-from tfrs_negatives.compare.runs import Run, finish_runs, flatten, read_run, run_folders
+from tfrs_negatives.compare.diagnostics import count_histogram, liked_popularity, look_into
+from tfrs_negatives.compare.report import write_report
+from tfrs_negatives.compare.runs import RunRecord, finish_runs, flatten, read_run, run_folders
 from tfrs_negatives.compare.statistics import (
     SIGNIFICANCE,
     holm,
@@ -32,7 +32,6 @@ from tfrs_negatives.model.retrieval_model import RetrievalModel
 from tfrs_negatives.runs.config import RunConfig
 from tfrs_negatives.runs.train import protocol
 
-LIBRARIES = ("jinja2", "matplotlib")
 Results = dict[str, Any]
 
 
@@ -68,10 +67,9 @@ def compare(
         `references`, the same of two rankings without training; `comparisons`, the tests.
 
     Raises:
-        InputError: if the variants cannot be compared, an argument is unknown or out of range, a
-            library is missing, or a run cannot be trained.
+        InputError: if the variants cannot be compared, an argument is unknown or out of range, or
+            a run cannot be trained.
     """
-    _check_libraries()
     check_variants(variants)
     config = next(iter(variants.values()))
     baseline, metric = _checked(variants, seeds, baseline, metric)
@@ -82,7 +80,7 @@ def compare(
         of_seeds.append(_look_at(data, config, seed))
         if seed == 0:
             folders = run_folders(variants, 0, folder)
-            diagnostics = {name: diagnose(run, data) for name, run in folders.items()}
+            diagnostics = {name: look_into(run, data) for name, run in folders.items()}
     runs = _read_runs(variants, seeds, folder, metric)
     references = _reference_records(of_seeds)
     results = {
@@ -92,8 +90,6 @@ def compare(
         "variants": _variant_records(variants, runs, diagnostics),
         "references": references,
     }
-    from tfrs_negatives.compare.report import write_report
-
     write_report(results, folder)
     return results
 
@@ -109,13 +105,6 @@ def summary_rows(results: Results) -> list[Results]:
         }
         for record in (*results["references"], *results["variants"])
     ]
-
-
-def _check_libraries() -> None:
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        rule = "its libraries: pip install 'tfrs-negatives[compare]'"
-        raise bad_input("compare", rule, f"no {' and no '.join(missing)}")
 
 
 def _checked(
@@ -204,14 +193,16 @@ def _reference_records(of_seeds: Sequence[Results]) -> list[Results]:
 # ------------------------------------------------------------------ the variants
 
 
-def _read_runs(variants: Variants, seeds: int, folder: Path, metric: str) -> dict[str, list[Run]]:
+def _read_runs(
+    variants: Variants, seeds: int, folder: Path, metric: str
+) -> dict[str, list[RunRecord]]:
     """Returns the runs of each variant, one per seed."""
     folders = [run_folders(variants, seed, folder) for seed in range(seeds)]
     return {name: [read_run(of_seed[name], metric) for of_seed in folders] for name in variants}
 
 
 def _variant_records(
-    variants: Variants, runs: Mapping[str, Sequence[Run]], diagnostics: Mapping[str, Results]
+    variants: Variants, runs: Mapping[str, Sequence[RunRecord]], diagnostics: Mapping[str, Results]
 ) -> list[Results]:
     settings = _differing(variants)
     return [
@@ -255,7 +246,7 @@ def _over_seeds(values: Sequence[float | None]) -> Results:
 
 
 def judge(
-    runs: Mapping[str, Sequence[Run]],
+    runs: Mapping[str, Sequence[RunRecord]],
     references: Sequence[Results],
     *,
     baseline: str,
@@ -293,7 +284,9 @@ def judge(
     }
 
 
-def _compare_pairs(runs: Mapping[str, Sequence[Run]], best: str, baseline: str) -> list[Results]:
+def _compare_pairs(
+    runs: Mapping[str, Sequence[RunRecord]], best: str, baseline: str
+) -> list[Results]:
     """Tests each against the baseline and the best against each; what is both is tested once."""
     pairs = [(best, name) for name in runs if name != best]
     if best != baseline:

@@ -8,24 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from tfrs_negatives.compare.statistics import QueryScores
 from tfrs_negatives.compare.variants import Variants, folder_names, with_seed
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.data import RetrievalData
+from tfrs_negatives.runs import files
 from tfrs_negatives.runs.checkpoints import read_history
 from tfrs_negatives.runs.config import RunConfig, load_config
 from tfrs_negatives.runs.folder import unfinished_of
 from tfrs_negatives.runs.progress import EpochProgress
-from tfrs_negatives.runs.tables import read_columns
+from tfrs_negatives.runs.tables import read_keyed
 from tfrs_negatives.runs.train import load_data, resume_run, train_run
 
 POINTS_PER_CURVE = 10
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """What a run folder says.
 
     Attributes:
@@ -100,9 +99,9 @@ def _finish_run(
     callbacks: list[EpochProgress],
 ) -> None:
     for place in (folder, unfinished_of(folder)):
-        if not (place / "config.yaml").is_file():
+        if not (place / files.CONFIG).is_file():
             continue
-        other = _difference(config, load_config(place / "config.yaml"))
+        other = _difference(config, load_config(place / files.CONFIG))
         if other is None and place == folder:
             return
         if other is None:
@@ -134,7 +133,7 @@ def flatten(config: RunConfig) -> dict[str, Any]:
     return {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
 
 
-def read_run(folder: Path, metric: str) -> Run:
+def read_run(folder: Path, metric: str) -> RunRecord:
     """Reads what the comparison needs of a complete run.
 
     Args:
@@ -145,20 +144,21 @@ def read_run(folder: Path, metric: str) -> Run:
         InputError: if a file of the run is missing or damaged.
     """
     try:
-        record = json.loads((folder / "metrics.json").read_text())
-        lines = read_history(folder / "history.csv")
+        record = json.loads((folder / files.METRICS).read_text())
+        lines = read_history(folder / files.HISTORY)
         if not lines:
             raise ValueError("no epoch")
     except (OSError, ValueError) as error:
-        raise bad_input("run", "a readable metrics.json and history.csv", folder) from error
+        raise bad_input("run", f"a readable {files.METRICS} and {files.HISTORY}", folder) from error
     column = f"val_{metric}"
     curve = {int(line["epoch"]): float(line[column]) for line in lines if column in line}
     # The last epoch may not be one that was evaluated on the way.
     curve[len(lines)] = record["test"][metric]
-    return Run(record["test"], record["seconds_per_epoch"], curve, _read_scores(folder, metric))
+    return RunRecord(
+        record["test"], record["seconds_per_epoch"], curve, _read_scores(folder, metric)
+    )
 
 
 def _read_scores(folder: Path, metric: str) -> QueryScores:
-    columns = read_columns(folder / "per_query.parquet")
-    key = pq.read_schema(folder / "per_query.parquet").metadata[b"query_key"].decode()
+    columns, key = read_keyed(folder / files.PER_QUERY)
     return QueryScores(columns[key] if key else None, columns[metric])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
-import fcntl
+import io
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tfrs_negatives.core.errors import bad_input
 
@@ -32,6 +36,20 @@ def write_text(path: Path, text: str) -> None:
     draft = draft_of(path)
     draft.write_text(text, encoding="utf-8")
     draft.rename(path)
+
+
+def to_csv(rows: Iterable[Mapping[str, Any]], names: Iterable[str]) -> str:
+    """Returns records as the text of a CSV file with these columns; what a record lacks is empty.
+
+    Example:
+        >>> to_csv([{"a": 1}, {"a": "x, y", "b": 2}], ["a", "b"]).splitlines()
+        ['a,b', '1,', '"x, y",2']
+    """
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(names), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
 
 
 @contextmanager
@@ -169,7 +187,8 @@ def locked(path: Path, *, argument: str, expected: str) -> Iterator[None]:
     """Keeps other processes out while the block runs.
 
     Args:
-        path: a file that is there as long as it guards, and that nobody replaces.
+        path: an empty file for this alone, made where it is absent. It stays, and keeps nobody
+            out: the system gives the lock back when a process ends, however it ends.
         argument: what the error names.
         expected: what it asks for, where another process is inside.
 
@@ -178,15 +197,17 @@ def locked(path: Path, *, argument: str, expected: str) -> Iterator[None]:
 
     Example:
         >>> import tempfile
-        >>> with tempfile.NamedTemporaryFile() as file:
-        ...     with locked(Path(file.name), argument="run", expected="a run of its own"):
-        ...         print("alone")
+        >>> path = Path(tempfile.mkdtemp()) / ".lock"
+        >>> with locked(path, argument="run", expected="a run of its own"):
+        ...     print("alone")
         alone
     """
-    # The system gives the lock back when the process ends, however it ends.
-    with path.open("r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise bad_input(argument, expected, path.parent) from error
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise bad_input(argument, expected, path.parent) from error
+    try:
         yield
+    finally:
+        lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import statistics
 import time
@@ -11,8 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfrs_negatives.core.files import write_text
 from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.files import to_csv, write_text
 
 logger = logging.getLogger("tfrs_negatives")
 
@@ -251,8 +252,7 @@ class HistoryFile(tf.keras.callbacks.Callback):
         row = {"epoch": epoch + 1, **(logs or {})}
         self.rows.append({name: str(value) for name, value in row.items()})
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        lines = [[row.get(name, "") for name in names] for row in self.rows]
-        write_text(self.path, "\n".join(",".join(line) for line in [names, *lines]) + "\n")
+        write_text(self.path, to_csv(self.rows, names))
 
 
 def read_history(path: Path) -> list[dict[str, str]]:
@@ -267,5 +267,5 @@ def read_history(path: Path) -> list[dict[str, str]]:
     """
     if not path.is_file():
         return []
-    names, *lines = [line.split(",") for line in path.read_text().splitlines()] or [[]]
-    return [{n: x for n, x in zip(names, line, strict=False) if x} for line in lines]
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{n: x for n, x in row.items() if n and x} for row in csv.DictReader(file)]

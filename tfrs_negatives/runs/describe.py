@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tfrs_negatives.data.columns import MISSING_INTEGER
-from tfrs_negatives.data.schema import ColumnSpec, Schema
 from tfrs_negatives.data.interactions import Interactions
 from tfrs_negatives.data.retrieval_data import RetrievalData
+from tfrs_negatives.data.schema import ColumnSpec, Schema
 from tfrs_negatives.towers.features import FeatureSpec
 
 

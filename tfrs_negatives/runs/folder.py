@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tfrs_negatives.runs.config import RunConfig, load_config
-from tfrs_negatives.data import RetrievalData
-from tfrs_negatives.core.files import locked, make_folder, put_in_place, remove_folder, write_text
 from tfrs_negatives.core.errors import InputError, bad_input
+from tfrs_negatives.core.files import locked, make_folder, put_in_place, remove_folder, write_text
+from tfrs_negatives.data import RetrievalData
+from tfrs_negatives.runs import files
+from tfrs_negatives.runs.config import RunConfig, load_config
 
 logger = logging.getLogger("tfrs_negatives")
 
@@ -60,7 +61,7 @@ def begin_run(folder: Path, config: RunConfig, *, overwrite: bool) -> Iterator[P
             raise bad_input("run", rule, folder)
         _discard(work)
     made = make_folder(work, argument="run")
-    write_text(work / "config.yaml", config.with_absolute_paths().to_yaml())
+    write_text(work / files.CONFIG, config.with_absolute_paths().to_yaml())
     with _locked(work), _completed(work, folder, made):
         yield work
 
@@ -79,18 +80,18 @@ def reopen_run(folder: Path) -> Iterator[tuple[Path, RunConfig]]:
         InputError: if there is no unfinished run, another process is training it, or it is damaged.
     """
     work = unfinished_of(folder)
-    if not (work / "config.yaml").is_file():
-        found = f"{folder}, which is complete" if (folder / "config.yaml").is_file() else work
-        raise bad_input("run", "an unfinished run, with its config.yaml", found)
+    if not (work / files.CONFIG).is_file():
+        found = f"{folder}, which is complete" if (folder / files.CONFIG).is_file() else work
+        raise bad_input("run", f"an unfinished run, with its {files.CONFIG}", found)
     # Only `--overwrite` begins a run whose name is taken.
     _check_replaceable(folder, may_be_run=True)
     with _locked(work), _completed(work, folder, []):
-        yield work, load_config(work / "config.yaml")
+        yield work, load_config(work / files.CONFIG)
 
 
 def is_trained(work: Path) -> bool:
     """Returns whether an unfinished run lacks nothing but its name: metrics.json comes last."""
-    return (work / "metrics.json").is_file()
+    return (work / files.METRICS).is_file()
 
 
 def check_log(work: Path, data: RetrievalData) -> None:
@@ -106,7 +107,7 @@ def check_log(work: Path, data: RetrievalData) -> None:
     parts = {"training": data.train.item_ids, "test": data.test.item_ids, "items": data.items.ids}
     found = {f"{name} rows": len(column) for name, column in parts.items()}
     found |= {f"{name} checksum": _checksum(column) for name, column in parts.items()}
-    path = work / "checkpoints" / "log.json"
+    path = work / files.LOG
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
         write_text(path, json.dumps(found))
@@ -114,7 +115,7 @@ def check_log(work: Path, data: RetrievalData) -> None:
     try:
         begun = json.loads(path.read_text())
     except ValueError as error:
-        raise bad_input("run", "log.json in JSON", f"{path}: {error}") from error
+        raise bad_input("run", f"{path.name} in JSON", f"{path}: {error}") from error
     if begun != found:
         changed = ", ".join(
             f"{n} {found[n]} for {begun.get(n)}" for n in found if found[n] != begun.get(n)
@@ -127,7 +128,7 @@ def _checksum(column: np.ndarray) -> int:
 
 
 def _check_replaceable(folder: Path, *, may_be_run: bool) -> None:
-    if folder.exists() and not (may_be_run and (folder / "config.yaml").is_file()):
+    if folder.exists() and not (may_be_run and (folder / files.CONFIG).is_file()):
         raise bad_input("run", "a new folder, or a run and --overwrite", folder)
 
 
@@ -135,10 +136,11 @@ def _check_replaceable(folder: Path, *, may_be_run: bool) -> None:
 def _completed(work: Path, folder: Path, made: list[Path]) -> Iterator[None]:
     try:
         yield
-        remove_folder(work / "checkpoints")
+        remove_folder(work / files.CHECKPOINTS)
         put_in_place(work, folder)
+        (folder / files.LOCK).unlink()
     except BaseException as error:
-        if not is_trained(work) and not list(work.glob("checkpoints/*.index")):
+        if not is_trained(work) and not list((work / files.CHECKPOINTS).glob("*.index")):
             remove_folder(work, made)
         elif not isinstance(error, InputError):
             logger.warning("`tfrs-negatives train --resume %s` goes on from here.", folder)
@@ -146,13 +148,13 @@ def _completed(work: Path, folder: Path, made: list[Path]) -> Iterator[None]:
 
 
 def _locked(work: Path) -> AbstractContextManager[None]:
-    # This file is there as long as the folder is, and nobody writes it again.
-    rule = "a run that no other process is training"
-    return locked(work / "config.yaml", argument="run", expected=rule)
+    return locked(
+        work / files.LOCK, argument="run", expected="a run that no other process is training"
+    )
 
 
 def _discard(work: Path) -> None:
-    if (work / "config.yaml").is_file():
+    if (work / files.CONFIG).is_file():
         with _locked(work):
             remove_folder(work)
     remove_folder(work)

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tfrs_negatives.core.files import draft_of
 from tfrs_negatives.core.errors import InputError, bad_input
+from tfrs_negatives.core.files import draft_of
+from tfrs_negatives.runs import files
 
 
 class UnknownId(InputError):
@@ -62,9 +63,8 @@ def read_queries(folder: Path) -> KnownQueries:
     Raises:
         InputError: if the run has no such table, or its log has no `query_key`.
     """
-    columns = read_columns(folder / "queries.parquet")
-    key = pq.read_schema(folder / "queries.parquet").metadata[b"query_key"].decode()
-    if not key:
+    columns, key = read_keyed(folder / files.QUERIES)
+    if key is None:
         raise bad_input("run", "a run of a log with a query_key", folder)
     row_of = {query: row for row, query in enumerate(columns[key].astype(str).tolist())}
     return KnownQueries(key, columns, row_of)
@@ -104,7 +104,7 @@ def read_items(folder: Path) -> KnownItems:
     Raises:
         InputError: if the run has no such table.
     """
-    return KnownItems(read_columns(folder / "items.parquet"))
+    return KnownItems(read_columns(folder / files.ITEMS))
 
 
 def write_columns(path: Path, columns: Mapping[str, np.ndarray], **metadata: str) -> None:
@@ -124,3 +124,9 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     except (OSError, pa.ArrowInvalid) as error:
         raise bad_input("run", f"a run folder with {path.name}", path.parent) from error
     return {name: np.array(table[name].to_pylist()) for name in table.column_names}
+
+
+def read_keyed(path: Path) -> tuple[dict[str, np.ndarray], str | None]:
+    """Reads the arrays and, where they have one, the name of the column that names the query."""
+    columns = read_columns(path)
+    return columns, pq.read_schema(path).metadata[b"query_key"].decode() or None

@@ -1,9 +1,6 @@
 """A configuration to a run folder: train, evaluate, index, recommend.
 
-A run folder holds `config.yaml` (resolved), `schema.json` (what each column was understood to be),
-`history.csv`, `metrics.json`, `model.keras`, `per_query.parquet` (what was found for each test
-query), `queries.parquet` (the latest features of each known query), `items.parquet` (ids, titles,
-training counts) and, once built, `index/`; `run_folder` says how it comes about.
+`files` says what a run folder holds; `folder` says how it comes about.
 """
 
 from __future__ import annotations
@@ -18,20 +15,27 @@ from typing import Any
 import tensorflow as tf
 
 from tfrs_negatives.clustering import RefreshClusters
-from tfrs_negatives.runs.checkpoints import Checkpoints, EpochClock, HistoryFile
-from tfrs_negatives.runs.config import RunConfig, load_config
-from tfrs_negatives.data import Interactions, ItemTable, RetrievalData, load
-from tfrs_negatives.runs.describe import as_text, describe
-from tfrs_negatives.evaluation import Evaluation, TopKEvaluation, evaluate
+from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.files import write_text
+from tfrs_negatives.data import Interactions, ItemTable, RetrievalData, load
+from tfrs_negatives.evaluation import Evaluation, TopKEvaluation, evaluate
 from tfrs_negatives.index import Index, build_index, export_index, load_index
 from tfrs_negatives.index.saved.archive import read_manifest
 from tfrs_negatives.mining import MiningRules, MiningSummary, mine_hard_negatives
-from tfrs_negatives.runs.build import Learned, build_batches, build_model, learn_features
-from tfrs_negatives.runs.folder import begin_run, check_log, is_trained, reopen_run
-from tfrs_negatives.runs.tables import KnownItems, read_columns, read_items, read_queries, write_columns
 from tfrs_negatives.model.two_tower import TwoTower
-from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.runs import files
+from tfrs_negatives.runs.build import Learned, build_batches, build_model, learn_features
+from tfrs_negatives.runs.checkpoints import Checkpoints, EpochClock, HistoryFile
+from tfrs_negatives.runs.config import RunConfig, load_config
+from tfrs_negatives.runs.describe import as_text, describe
+from tfrs_negatives.runs.folder import begin_run, check_log, is_trained, reopen_run
+from tfrs_negatives.runs.tables import (
+    KnownItems,
+    read_columns,
+    read_items,
+    read_queries,
+    write_columns,
+)
 
 logger = logging.getLogger("tfrs_negatives")
 
@@ -114,7 +118,7 @@ def _write_schema(work: Path, data: RetrievalData, learned: Learned) -> None:
     """Says what the log was understood to be, and records it."""
     lines = describe(data, learned.queries, learned.items)
     logger.info("%s", as_text(data, lines))
-    write_text(work / "schema.json", _to_json([line._asdict() for line in lines]))
+    write_text(work / files.SCHEMA, _to_json([line._asdict() for line in lines]))
 
 
 def _fit(
@@ -124,11 +128,11 @@ def _fit(
     work: Path,
     callbacks: Sequence[tf.keras.callbacks.Callback],
 ) -> dict[str, Any]:
-    clock, extra, history = EpochClock(), [], HistoryFile(work / "history.csv")
+    clock, extra, history = EpochClock(), [], HistoryFile(work / files.HISTORY)
     if config.evaluation.every_epochs is not None:
         every = config.evaluation.every_epochs
         extra = [TopKEvaluation(data.test, every_epochs=every, **protocol(config, data))]
-    dataset, refresh, checkpoints = _resumed_batches(config, data, model, work / "checkpoints")
+    dataset, refresh, checkpoints = _resumed_batches(config, data, model, work / files.CHECKPOINTS)
     model.fit(
         dataset,
         steps_per_epoch=data.train.steps_per_epoch(config.train.batch_size),
@@ -178,7 +182,7 @@ def evaluate_run(folder: Path, *, progress: bool = False) -> Evaluation:
     data = load_data(config)
     result = evaluate(model, data.test, progress=progress, **protocol(config, data))
     _write_per_query(folder, data.test, result)
-    write_text(folder / "metrics.json", _to_json({**metrics, "test": result.metrics}))
+    write_text(folder / files.METRICS, _to_json({**metrics, "test": result.metrics}))
     return result
 
 
@@ -186,14 +190,14 @@ def _write_per_query(folder: Path, test: Interactions, result: Evaluation) -> No
     key = test.query_key
     keys = {} if key is None else {key: result.query_features[key]}
     columns = {**keys, **result.per_query}
-    write_columns(folder / "per_query.parquet", columns, query_key=key or "")
+    write_columns(folder / files.PER_QUERY, columns, query_key=key or "")
 
 
 def _read_metrics(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "metrics.json").read_text())
+        return json.loads((folder / files.METRICS).read_text())
     except ValueError as error:
-        raise bad_input("run", "metrics.json in JSON", f"{folder}: {error}") from error
+        raise bad_input("run", f"{files.METRICS} in JSON", f"{folder}: {error}") from error
 
 
 def load_run(folder: Path) -> tuple[RunConfig, TwoTower]:
@@ -202,15 +206,15 @@ def load_run(folder: Path) -> tuple[RunConfig, TwoTower]:
     Raises:
         InputError: if a file of the run is missing.
     """
-    for name in ("config.yaml", "model.keras", "metrics.json"):
+    for name in (files.CONFIG, files.MODEL, files.METRICS):
         if not (folder / name).is_file():
             raise bad_input("run", f"a run folder with {name}", folder)
     try:
-        model = tf.keras.models.load_model(folder / "model.keras")
+        model = tf.keras.models.load_model(folder / files.MODEL)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise bad_input("run", "a readable model.keras", f"{folder}: {reason}") from error
-    return load_config(folder / "config.yaml"), model
+        raise bad_input("run", f"a readable {files.MODEL}", f"{folder}: {reason}") from error
+    return load_config(folder / files.CONFIG), model
 
 
 def index_run(folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -221,16 +225,16 @@ def index_run(folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
     config, model = load_run(folder)
     _check_ks(config, len(model.items))
     index = _build_index(config, model, folder)
-    export_index(index, folder / "index", ks=config.index.ks, overwrite=overwrite)
+    export_index(index, folder / files.INDEX, ks=config.index.ks, overwrite=overwrite)
     if index.sweep and importlib.util.find_spec("matplotlib"):
         from tfrs_negatives.index.build.plots import plot_sweep
 
-        plot_sweep(index.sweep, folder / "index_sweep.png", target=config.index.target_recall)
-    return read_manifest(folder / "index")
+        plot_sweep(index.sweep, folder / files.SWEEP, target=config.index.target_recall)
+    return read_manifest(folder / files.INDEX)
 
 
 def _build_index(config: RunConfig, model: TwoTower, folder: Path, *, recall_k: int = 10) -> Index:
-    probes = read_columns(folder / "queries.parquet")
+    probes = read_columns(folder / files.QUERIES)
     return build_index(
         model,
         kind=config.index.kind,
@@ -263,7 +267,7 @@ def mine_run(
     Raises:
         InputError: if the file exists, a file of the run is missing, or a rule is out of range.
     """
-    out = out or folder / "hard_negatives.parquet"
+    out = out or folder / files.HARD_NEGATIVES
     if out.exists() and not overwrite:
         raise bad_input("out", "a new file, or --overwrite", out)
     last = MiningRules(**rules).rank_range[1]
@@ -289,9 +293,9 @@ def recommend(
     Raises:
         InputError: if the run has no index, a query is unknown or k is out of range.
     """
-    if not (folder / "index").is_dir():
+    if not (folder / files.INDEX).is_dir():
         raise bad_input("run", "a run with an index: `tfrs-negatives index RUN` builds it", folder)
-    index = load_index(folder / "index")
+    index = load_index(folder / files.INDEX)
     features = read_queries(folder).take(queries)
     names = [feature["name"] for feature in index.manifest["query_features"]]
     k = min(10, max(index.manifest["ks"])) if k is None else k
@@ -322,15 +326,15 @@ def _check_ks(config: RunConfig, num_items: int) -> None:
 
 
 def _write_run(data: RetrievalData, model: TwoTower, metrics: dict[str, Any], work: Path) -> None:
-    model.save(work / "model.keras")
+    model.save(work / files.MODEL)
     queries, _ = data.train.queries()
-    write_columns(work / "queries.parquet", queries, query_key=data.train.query_key or "")
+    write_columns(work / files.QUERIES, queries, query_key=data.train.query_key or "")
     items = {"id": data.items.ids, "training_events": data.train.item_counts(data.items)}
     if data.titles is not None:
         items["title"] = data.titles
-    write_columns(work / "items.parquet", items)
+    write_columns(work / files.ITEMS, items)
     # The last file: where it is, the others are there.
-    write_text(work / "metrics.json", _to_json(metrics))
+    write_text(work / files.METRICS, _to_json(metrics))
 
 
 def _to_json(record: Mapping[str, Any] | Sequence[Any]) -> str:

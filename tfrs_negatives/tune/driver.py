@@ -4,10 +4,10 @@ part, stop early what falls behind.
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import optuna
-import tensorflow as tf
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import MedianPruner
-from optuna.samplers import TPESampler
-from optuna.trial import TrialState
+from optuna.samplers import BaseSampler, BruteForceSampler, TPESampler
+from optuna_integration.tfkeras import TFKerasPruningCallback
 
+from tfrs_negatives.compare.runs import flatten
 from tfrs_negatives.core.errors import InputError, bad_input
 from tfrs_negatives.core.files import remove_folder
 from tfrs_negatives.data import RetrievalData
@@ -29,18 +30,20 @@ from tfrs_negatives.runs.config import RunConfig
 from tfrs_negatives.runs.folder import unfinished_of
 from tfrs_negatives.runs.train import load_data, protocol, train_run
 from tfrs_negatives.tune.folder import open_folder, open_study
-from tfrs_negatives.tune.plot import write_plot
+from tfrs_negatives.tune.plots import write_plots
 from tfrs_negatives.tune.results import (
     COMPLETE,
+    FAILED,
+    INTERRUPTED,
     PRUNED,
-    best_trial,
-    done_trials,
-    refused_trials,
+    Row,
+    best_row,
+    rows_of,
     shorten,
     trial_rows,
     write_results,
 )
-from tfrs_negatives.tune.space import Parameter, check_space, grid_of, parse_space
+from tfrs_negatives.tune.space import Parameter, check_space, parse_space, size_of
 
 logger = logging.getLogger("tfrs_negatives.tune")
 
@@ -49,15 +52,15 @@ STARTUP_TRIALS = 5
 """Trials drawn blindly, and complete ones that the others are compared with before any stops."""
 FIRST_EPOCH_TO_STOP = 2
 MOST_FAILURES = 3
-"""A search whose first trials all fail ends after so many."""
+"""Where the first trials all fail, so many are enough."""
 
 
 @dataclass(frozen=True)
-class Search:
+class Tuning:
     """What all trials share.
 
     Attributes:
-        asked: the configuration without what only a search needs.
+        asked: the configuration without what only trials need.
         base: the same on the validation part, measured as training goes on.
         parameters: the space.
         metric: the name of a metric of `Evaluation`; more is better.
@@ -76,13 +79,17 @@ class Search:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What may not change when the search goes on."""
-        space = {parameter.key: parameter.rule for parameter in self.parameters}
-        config = self.base.model_dump()
-        return {"metric": self.metric, "seed": self.seed, "space": space, "config": config}
+        """What may not change when the trials go on."""
+        space = {f"space.{parameter.key}": parameter.rule for parameter in self.parameters}
+        config = {f"config.{key}": value for key, value in flatten(self.base).items()}
+        return {"metric": self.metric, "seed": self.seed, **space, **config}
+
+    def settings(self, row: Row) -> tuple[Any, ...]:
+        """Returns what was drawn for a trial."""
+        return tuple(row[parameter.key] for parameter in self.parameters)
 
 
-def run_search(
+def run_tuning(
     config: RunConfig,
     space: Sequence[str],
     out: Path,
@@ -101,7 +108,7 @@ def run_search(
             training events is held out.
         space: see `parse_space`.
         out: the folder: `trials.jsonl` (Optuna's journal), `trials.csv`, `best.yaml` (for `train`,
-            on the whole training part), `report.png`.
+            on the whole training part), `plots/`.
         trials: how many are to be complete or stopped early.
         metric: what is to be high after the last epoch, `recall_at_20`.
         seed: of the draws; each trial trains with the seed of the configuration.
@@ -118,18 +125,16 @@ def run_search(
         Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011 (the sampler);
         Golovin et al., Google Vizier, KDD 2017 (the median rule).
     """
-    search = _prepare(config, space, out, trials=trials, metric=metric, seed=seed)
-    data = load_data(search.base)
-    baseline = _most_popular(search, data)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with open_folder(out, search.record):
+    tuning = _prepare(config, space, out, trials=trials, metric=metric, seed=seed)
+    data = load_data(tuning.base)
+    baseline = _most_popular(tuning, data)
+    with open_folder(out, tuning.record), _quiet_optuna():
         study = open_study(out / "trials.jsonl")
         study.pruner = MedianPruner(STARTUP_TRIALS, n_warmup_steps=FIRST_EPOCH_TO_STOP)
         with _advice(study):
-            _run_trials(search, study, data)
-        rows = trial_rows(study, search.parameters)
-        best = rows[best_trial(study).number]
-        write_plot(rows, search.parameters, out / "report.png", metric=metric, baseline=baseline)
+            rows = _run_trials(tuning, study, data)
+        best = best_row(rows)
+        write_plots(study, out / "plots", metric=metric, baseline=baseline)
     return {
         "data": data.name,
         "metric": metric,
@@ -141,7 +146,7 @@ def run_search(
 
 def _prepare(
     config: RunConfig, space: Sequence[str], out: Path, *, trials: int, metric: str, seed: int
-) -> Search:
+) -> Tuning:
     parameters = parse_space(space)
     found = re.fullmatch(r"[a-z_]+_at_([1-9]\d*)", metric)
     if found is None:
@@ -162,18 +167,18 @@ def _prepare(
         ]
     )
     check_space(base, parameters)
-    return Search(asked, base, parameters, metric, trials, seed, out)
+    return Tuning(asked, base, parameters, metric, trials, seed, out)
 
 
-def _most_popular(search: Search, data: RetrievalData) -> float:
+def _most_popular(tuning: Tuning, data: RetrievalData) -> float:
     """Measures the baseline, and finds out before the first trial whether there is the metric."""
     popular = MostPopular(data.items, data.train.item_counts(data.items))
-    metrics = evaluate(popular, data.test, **protocol(search.base, data)).metrics
-    if search.metric not in metrics:
-        ending = search.metric[search.metric.rindex("_at_") :]
+    metrics = evaluate(popular, data.test, **protocol(tuning.base, data)).metrics
+    if tuning.metric not in metrics:
+        ending = tuning.metric[tuning.metric.rindex("_at_") :]
         names = [name for name in metrics if name.endswith(ending)]
-        raise bad_input("metric", f"one of {', '.join(names)}", search.metric)
-    return metrics[search.metric]
+        raise bad_input("metric", f"one of {', '.join(names)}", tuning.metric)
+    return metrics[tuning.metric]
 
 
 @contextmanager
@@ -182,113 +187,130 @@ def _advice(study: optuna.Study) -> Iterator[None]:
         yield
     except BaseException as error:
         if not isinstance(error, InputError):
-            logger.warning("%d trials are done; the same command goes on.", len(done_trials(study)))
+            logger.warning(
+                "%d trials are done; the same command goes on.",
+                len(rows_of(trial_rows(study, []), COMPLETE, PRUNED)),
+            )
         raise
 
 
-def _run_trials(search: Search, study: optuna.Study, data: RetrievalData) -> None:
-    grid = grid_of(search.parameters, at_most=search.trials)
-    if grid is not None and len(grid) < search.trials:
-        logger.info("the space has only %d settings: each is tried once", len(grid))
-    _remove_run(search)
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Leaves out what Optuna says of each trial, and that it may change its plots some day."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+def _run_trials(tuning: Tuning, study: optuna.Study, data: RetrievalData) -> list[Row]:
+    size = size_of(tuning.parameters)
+    is_small = size <= tuning.trials
+    if is_small:
+        logger.info("the space has only %d settings: each is tried once", size)
+        _repeat_interrupted(tuning, study)
+    _remove_run(tuning)
     while True:
-        write_results(study, search.parameters, search.asked, search.out, metric=search.metric)
-        done, refused = done_trials(study), refused_trials(study)
-        if not done and len(refused) >= MOST_FAILURES:
-            raise InputError(refused[-1].user_attrs["reason"])
-        if len(done) >= search.trials or len(refused) >= max(MOST_FAILURES, search.trials):
-            return
-        if grid is not None and not _queue(search, study, grid):
-            return
-        _run_trial(search, study, _draw(search, study), data)
+        rows = trial_rows(study, tuning.parameters)
+        write_results(rows, tuning.parameters, tuning.asked, tuning.out, metric=tuning.metric)
+        if _is_done(tuning, rows, size):
+            return rows
+        study.sampler = _sampler(tuning, len(rows), is_small=is_small)
+        study.optimize(
+            lambda trial: _measure(tuning, trial, data),
+            n_trials=1,
+            catch=(InputError,),
+            # Keras models are reference cycles; the tables of two would be in memory otherwise.
+            gc_after_trial=True,
+        )
+        logger.info("%s", _line(tuning, trial_rows(study, tuning.parameters)))
 
 
-def _queue(search: Search, study: optuna.Study, grid: list[dict[str, Any]]) -> bool:
-    """Puts settings that were not tried in the queue; returns False where there are none."""
-    if study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-        return True  # of a process that was killed before it began with them
-    tried = [trial.params for trial in [*done_trials(study), *refused_trials(study)]]
-    left = [settings for settings in grid if settings not in tried]
-    if left:
-        study.enqueue_trial(left[_seed(search, study) % len(left)])
-    return bool(left)
+def _repeat_interrupted(tuning: Tuning, study: optuna.Study) -> None:
+    """Queues what a process was at when it ended: the sampler would take it for tried.
+
+    What is in the queue already is of a process that ended before it began with it.
+    """
+    rows = trial_rows(study, tuning.parameters)
+    tried = {tuning.settings(row) for row in rows if row["state"] != INTERRUPTED}
+    for row in rows_of(rows, INTERRUPTED):
+        if tuning.settings(row) not in tried and not rows_of(rows, "waiting"):
+            study.enqueue_trial({p.key: row[p.key] for p in tuning.parameters})
 
 
-def _draw(search: Search, study: optuna.Study) -> optuna.Trial:
-    # A sampler of its own for each trial: that of a search which goes on would begin again with
-    # the draws that the first process began with.
-    seed = _seed(search, study)
-    study.sampler = TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed)
-    return study.ask({p.key: p.distribution for p in search.parameters})
+def _is_done(tuning: Tuning, rows: list[Row], size: float) -> bool:
+    """Returns whether there are enough trials, or all settings are tried.
+
+    Raises:
+        InputError: if the first settings all do not work.
+    """
+    done, failed = rows_of(rows, COMPLETE, PRUNED), rows_of(rows, FAILED)
+    if not done and len(failed) >= MOST_FAILURES:
+        raise InputError(failed[-1]["reason"])
+    if len(done) >= tuning.trials or len(failed) >= max(MOST_FAILURES, tuning.trials):
+        return True
+    return len({tuning.settings(row) for row in [*done, *failed]}) >= size
 
 
-def _seed(search: Search, study: optuna.Study) -> int:
-    number = len(study.get_trials(deepcopy=False))
-    return int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
+def _sampler(tuning: Tuning, number: int, *, is_small: bool) -> BaseSampler:
+    # One for each trial: that of a process which goes on would begin again with the draws that
+    # the first process began with.
+    seed = int(np.random.SeedSequence([tuning.seed, number]).generate_state(1)[0])
+    if is_small:
+        return BruteForceSampler(seed)
+    return TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed)
 
 
-def _run_trial(
-    search: Search, study: optuna.Study, trial: optuna.Trial, data: RetrievalData
-) -> None:
-    try:
-        study.tell(trial, _train(search, trial, data))
-    except optuna.TrialPruned as stop:
-        trial.set_user_attr("reason", str(stop))
-        study.tell(trial, state=TrialState.PRUNED)
-    except Exception as error:
-        trial.set_user_attr("reason", " ".join(str(error).split()) or type(error).__name__)
-        study.tell(trial, state=TrialState.FAIL)
-        if not isinstance(error, InputError):
-            raise
-    finally:
-        _remove_run(search)
-        # Keras models are reference cycles; the tables of two would be in memory otherwise.
-        gc.collect()
-    logger.info("%s", _line(search, trial_rows(study, search.parameters)))
-
-
-def _line(search: Search, rows: list[dict[str, Any]]) -> str:
+def _line(tuning: Tuning, rows: list[Row]) -> str:
     """What became of the last trial."""
-    last = rows[-1]
-    done = sum(row["state"] in (COMPLETE, PRUNED) for row in rows)
-    best = max((row["value"] for row in rows if row["state"] == COMPLETE), default=None)
-    settings = " ".join(f"{p.key}={shorten(last[p.key])}" for p in search.parameters)
-    found = last["reason"] or f"{search.metric} {shorten(last['value'])}"
+    last, done = rows[-1], len(rows_of(rows, COMPLETE, PRUNED))
+    best = max((row["value"] for row in rows_of(rows, COMPLETE)), default=None)
+    settings = " ".join(f"{p.key}={shorten(last[p.key])}" for p in tuning.parameters)
+    found = last["reason"] or f"{tuning.metric} {shorten(last['value'])}"
     return (
         f"trial {last['number']}, {last['state']}: {found}; best {shorten(best) or 'none'}; "
-        f"{done} of {search.trials} done; {last['seconds']:.0f} s; {settings}"
+        f"{done} of {tuning.trials} done; {last['seconds']:.0f} s; {settings}"
     )
 
 
-def _train(search: Search, trial: optuna.Trial, data: RetrievalData) -> float:
-    config = search.base.with_overrides(
-        [p.override(trial.params[p.key]) for p in search.parameters]
-    )
-    watch = WatchTrial(trial, search.metric)
+def _measure(tuning: Tuning, trial: optuna.Trial, data: RetrievalData) -> float:
+    """Trains with what is drawn, returns the metric, and remembers why where there is none."""
+    try:
+        return _train(tuning, trial, data)
+    except Exception as error:
+        trial.set_user_attr("reason", " ".join(str(error).split()) or type(error).__name__)
+        raise
+    finally:
+        _remove_run(tuning)
+
+
+def _train(tuning: Tuning, trial: optuna.Trial, data: RetrievalData) -> float:
+    config = tuning.base.with_overrides([p.draw(trial) for p in tuning.parameters])
+    watch = WatchTrial(trial, f"val_{tuning.metric}")
     with _quiet():
-        metrics = train_run(config, search.out / "trial", data=data, callbacks=[watch])
-    value = float(metrics["test"][search.metric])
+        metrics = train_run(config, tuning.out / "trial", data=data, callbacks=[watch])
+    value = float(metrics["test"][tuning.metric])
     if not math.isfinite(value):
-        raise optuna.TrialPruned(f"{search.metric} is {value}")
+        raise optuna.TrialPruned(f"{tuning.metric} is {value}")
     if config.train.epochs % (config.evaluation.every_epochs or 1):
         trial.report(value, config.train.epochs)
     return value
 
 
-class WatchTrial(tf.keras.callbacks.Callback):
-    """Reports the metric of each evaluation and ends what diverges or falls behind.
+class WatchTrial(TFKerasPruningCallback):
+    """Optuna's callback, where an epoch was evaluated; ends what diverges, too.
 
     Args:
         trial: where the metric is reported.
-        metric: its name, without `val_`.
+        monitor: its name in the logs.
 
     Raises:
         optuna.TrialPruned: out of `fit`.
     """
 
-    def __init__(self, trial: optuna.Trial, metric: str) -> None:
-        super().__init__()
-        self.trial, self.metric = trial, metric
+    def __init__(self, trial: optuna.Trial, monitor: str) -> None:
+        super().__init__(trial, monitor)
+        self.monitor = monitor
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Ends training once the loss is not a number; before its vectors are evaluated."""
@@ -297,15 +319,9 @@ class WatchTrial(tf.keras.callbacks.Callback):
             raise optuna.TrialPruned(f"the loss is {loss}")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Reports, and asks whether to go on where an epoch is left."""
-        value = (logs or {}).get(f"val_{self.metric}")
-        if value is None:
-            return
-        if not math.isfinite(value):
-            raise optuna.TrialPruned(f"{self.metric} is {value}")
-        self.trial.report(value, epoch + 1)
-        if epoch + 1 < self.params["epochs"] and self.trial.should_prune():
-            raise optuna.TrialPruned(f"below the median after epoch {epoch + 1}")
+        """Reports, and ends what falls behind; epochs are counted from 1."""
+        if self.monitor in (logs or {}):
+            super().on_epoch_end(epoch + 1, logs)
 
 
 @contextmanager
@@ -326,7 +342,7 @@ def _quiet() -> Iterator[None]:
         package.setLevel(level)
 
 
-def _remove_run(search: Search) -> None:
-    run = search.out / "trial"
+def _remove_run(tuning: Tuning) -> None:
+    run = tuning.out / "trial"
     for folder in (run, unfinished_of(run)):
         remove_folder(folder)

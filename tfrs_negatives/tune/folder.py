@@ -1,6 +1,6 @@
-"""The folder of a search: what it was begun with, and the journal of its trials.
+"""The folder of the trials: what they were begun with, and their journal.
 
-`search.yaml` holds the metric, the seed, the space and the configuration; `trials.jsonl` is the
+`tune.yaml` holds the metric, the seed, the space and the configuration; `trials.jsonl` is the
 journal of Optuna. One process at a time works in it, and a later one goes on.
 """
 
@@ -25,44 +25,36 @@ from tfrs_negatives.runs.config import parse_yaml
 
 @contextmanager
 def open_folder(out: Path, record: Mapping[str, Any]) -> Iterator[None]:
-    """Makes the folder of a search, or goes on with it, and keeps other processes out.
+    """Makes the folder of the trials, or goes on with it, and keeps other processes out.
 
     Args:
         out: the folder.
-        record: what decides the search: strings, numbers and such in nested mappings.
+        record: name -> what decides the trials, in values that YAML has.
 
     Raises:
-        InputError: if the folder holds something else or another search, another process works in
-            it, or it cannot be written.
+        InputError: if the folder holds something else or other trials, another process works in it,
+            or it cannot be written.
     """
-    path = out / "search.yaml"
+    path = out / "tune.yaml"
     if not out.exists():
         with drafted(out, argument="out") as draft:
             write_text(draft / path.name, yaml.safe_dump(dict(record), sort_keys=False))
     elif not path.is_file():
         raise bad_input("out", f"a new folder, or one with {path.name}", out)
-    with locked(path, argument="out", expected="a search that no other process is at"):
+    with locked(out / ".lock", argument="out", expected="trials that no other process is at"):
         _check_same(path, record)
         yield
 
 
 def _check_same(path: Path, record: Mapping[str, Any]) -> None:
     try:
-        begun = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        before = dict(parse_yaml(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
         raise bad_input("out", f"a readable {path.name}", path) from error
-    before, now = _flat(begun), _flat(record)
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    changed = [name for name in {**before, **record} if before.get(name) != record.get(name)]
     if changed:
-        found = ", ".join(f"{name} {now.get(name)} for {before.get(name)}" for name in changed)
-        raise bad_input("out", "the search that was begun there, or another folder", found)
-
-
-def _flat(record: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(record, Mapping) or not record:
-        return {prefix.removesuffix("."): record}
-    parts = [_flat(value, f"{prefix}{name}.") for name, value in record.items()]
-    return {name: value for part in parts for name, value in part.items()}
+        found = ", ".join(f"{name} {record.get(name)} for {before.get(name)}" for name in changed)
+        raise bad_input("out", "what was begun there, or another folder", found)
 
 
 def open_study(path: Path) -> optuna.Study:
@@ -83,7 +75,7 @@ def open_study(path: Path) -> optuna.Study:
     try:
         storage = JournalStorage(JournalFileBackend(str(path)))
         study = optuna.create_study(
-            storage=storage, study_name="search", direction="maximize", load_if_exists=True
+            storage=storage, study_name="tune", direction="maximize", load_if_exists=True
         )
     except (ValueError, KeyError) as error:
         raise bad_input("out", f"a readable {path.name}", f"{path}: {error}") from error

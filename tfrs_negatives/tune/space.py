@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import optuna
 import yaml
 from optuna.distributions import (
     BaseDistribution,
@@ -58,16 +58,20 @@ class Parameter:
         return list(self.values) or [chosen.low, chosen.high]
 
     @property
-    def is_log(self) -> bool:
-        """Whether the logarithm is drawn evenly."""
-        return bool(getattr(self.distribution, "log", False))
-
-    @property
-    def all(self) -> Sequence[Any] | None:
-        """All that Optuna may draw; None where it is a real number."""
+    def count(self) -> float:
+        """How many values there are; infinity for real numbers."""
         if isinstance(self.distribution, IntDistribution):
-            return range(self.distribution.low, self.distribution.high + 1)
-        return list(self.values) or None
+            return self.distribution.high - self.distribution.low + 1
+        return len(self.values) or math.inf
+
+    def draw(self, trial: optuna.Trial) -> str:
+        """Returns what the sampler of a trial draws, as `section.key=value`."""
+        chosen: Any = self.distribution
+        if self.values:
+            return self.override(trial.suggest_categorical(self.key, chosen.choices))
+        whole = isinstance(chosen, IntDistribution)
+        suggest = trial.suggest_int if whole else trial.suggest_float
+        return self.override(suggest(self.key, chosen.low, chosen.high, log=chosen.log))
 
 
 def parse_space(rules: Sequence[str]) -> list[Parameter]:
@@ -116,29 +120,16 @@ def check_space(config: RunConfig, parameters: Sequence[Parameter]) -> None:
             config.with_overrides([parameter.override(drawn)])
 
 
-def grid_of(parameters: Sequence[Parameter], *, at_most: int) -> list[dict[str, Any]] | None:
-    """Lists all settings of a small space.
-
-    Args:
-        parameters: the space.
-        at_most: how many settings a small space has.
-
-    Returns:
-        Key -> what Optuna would draw, for each setting; None for a larger space.
+def size_of(parameters: Sequence[Parameter]) -> float:
+    """Returns how many settings a space has.
 
     Example:
-        >>> space = parse_space(["train.epochs=int(1, 2)", "model.item_bias=one_of(true, false)"])
-        >>> grid_of(space, at_most=4)[0]
-        {'train.epochs': 1, 'model.item_bias': 'true'}
-        >>> grid_of(space, at_most=3) is None
-        True
+        >>> size_of(parse_space(["train.epochs=int(1, 3)", "model.item_bias=one_of(true, false)"]))
+        6
+        >>> size_of(parse_space(["model.temperature=uniform(0.05, 0.3)"]))
+        inf
     """
-    columns = [parameter.all for parameter in parameters]
-    known = [column for column in columns if column is not None]
-    if len(known) < len(columns) or math.prod(len(column) for column in known) > at_most:
-        return None
-    keys = [parameter.key for parameter in parameters]
-    return [dict(zip(keys, drawn, strict=True)) for drawn in itertools.product(*known)]
+    return math.prod(parameter.count for parameter in parameters)
 
 
 def _parse(text: str) -> Parameter:

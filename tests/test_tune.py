@@ -1,28 +1,32 @@
-"""`search`: the grammar of a space, what survives a kill, what is pruned, what is written."""
+"""`tune`: the grammar of a space, what survives a kill, what is pruned, what is written."""
 
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import math
 import os
 import sys
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import pytest
-from matplotlib.figure import Figure
+from matplotlib import image
 from test_cli import SMALL
 
 from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.data import Interactions
 from tfrs_negatives.runs.config import load_config, parse_yaml
 from tfrs_negatives.runs.train import load_data, train_run
-from tfrs_negatives.tune import driver, plot, run_search
-from tfrs_negatives.tune.folder import open_folder
-from tfrs_negatives.tune.space import check_space, grid_of, parse_space
+from tfrs_negatives.tune import driver, run_tuning
+from tfrs_negatives.tune.folder import open_folder, open_study
+from tfrs_negatives.tune.space import check_space, parse_space, size_of
 
 METRIC = "recall_at_5"
+FILES = [".lock", "best.yaml", "plots", "trials.csv", "trials.jsonl", "tune.yaml"]
 SPACE = ["train.learning_rate=log(1e-3, 1e-1)", "model.temperature=uniform(0.05, 0.3)"]
 
 
@@ -38,6 +42,10 @@ def read_rows(out):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class Rigged:
@@ -69,20 +77,24 @@ def peak(config, epoch):
 
 @pytest.fixture
 def rig(monkeypatch):
+    gc.freeze()  # collected after each trial: what was there before is not looked through
+
     def put(curve):
         rigged = Rigged(curve)
         monkeypatch.setattr(driver, "train_run", rigged)
-        # There are no models to collect, and one picture is looked at below.
-        monkeypatch.setattr(driver.gc, "collect", int)
-        monkeypatch.setattr(driver, "write_plot", lambda rows, space, path, **_: path.touch())
+        # Some pictures are looked at below.
+        monkeypatch.setattr(
+            driver, "write_plots", lambda study, folder, **_: folder.mkdir(exist_ok=True)
+        )
         return rigged
 
-    return put
+    yield put
+    gc.unfreeze()
 
 
-def search(config, out, **changes):
+def tune(config, out, **changes):
     changes = {"space": SPACE, "metric": METRIC, "trials": 8, **changes}
-    return run_search(config, changes.pop("space"), out, **changes)
+    return run_tuning(config, changes.pop("space"), out, **changes)
 
 
 # ------------------------------------------------------------------ the space
@@ -169,7 +181,7 @@ def test_a_wrong_rule_is_one_sentence_with_an_example(rule):
         ([], "`space`: .*Received: none"),
     ],
 )
-def test_spaces_that_cannot_be_searched(rules, says):
+def test_spaces_that_cannot_be_drawn_from(rules, says):
     with pytest.raises(InputError, match=says):
         parse_space(rules)
 
@@ -190,27 +202,25 @@ def test_keys_and_values_are_checked_before_the_first_trial(config, rule, says, 
     with pytest.raises(InputError, match=says) as error:
         check_space(config, parse_space([rule]))
     with pytest.raises(InputError) as as_run:
-        search(config, tmp_path / "out", space=[rule])
+        tune(config, tmp_path / "out", space=[rule])
     assert str(as_run.value) == str(error.value)
     assert names(tmp_path) == []
 
 
-def test_a_small_space_is_listed_a_large_one_is_not():
-    space = parse_space(["a.b=int(1, 3)", "a.c=one_of(x, [1])"])
-    expected = [{"a.b": b, "a.c": c} for b in (1, 2, 3) for c in ("x", "[1]")]
-    assert grid_of(space, at_most=6) == expected
-    assert grid_of(space, at_most=5) is None
-    assert grid_of([*space, *parse_space(["a.d=uniform(0, 1)"])], at_most=10**9) is None
+def test_the_size_of_a_space():
+    space = parse_space(["a.b=int(1, 3)", "a.c=one_of(x, [1])", "a.d=int(-4, 4)"])
+    assert size_of(space) == 3 * 2 * 9
+    assert size_of([*space, *parse_space(["a.d=uniform(0, 1)"])]) == math.inf
 
 
-# ------------------------------------------------------------------ the search, on a rigged metric
+# ------------------------------------------------------------------ the trials, on a rigged metric
 
 
 def test_it_looks_where_it_was_good(config, rig, tmp_path):
     rigged, first, last = rig(peak), [], []
     for seed in range(2):
         rigged.configs.clear()
-        best = search(config, tmp_path / f"{seed}", trials=18, seed=seed)["best"]
+        best = tune(config, tmp_path / f"{seed}", trials=18, seed=seed)["best"]
         values = [peak(config, 2) for config in rigged.configs]
         first, last = [*first, *values[:5]], [*last, *values[12:]]
         assert best["value"] == max(values)
@@ -221,23 +231,23 @@ def test_it_looks_where_it_was_good(config, rig, tmp_path):
 
 def test_all_trials_share_the_validation_part_and_the_seed_of_training(config, rig, tmp_path):
     rigged = rig(peak)
-    search(config, tmp_path / "out", trials=3)
+    tune(config, tmp_path / "out", trials=3)
     for trial in rigged.configs:
         assert trial.data.validation_fraction == 0.1
         assert trial.evaluation.every_epochs == 1
         assert trial.train.seed == config.train.seed
     chosen = config.with_overrides(["data.validation_fraction=0.3", "evaluation.every_epochs=2"])
     rigged.configs.clear()
-    search(chosen, tmp_path / "other", trials=1)
+    tune(chosen, tmp_path / "other", trials=1)
     assert rigged.configs[0].data.validation_fraction == 0.3
     assert rigged.configs[0].evaluation.every_epochs == 2
 
 
-def test_best_yaml_is_the_best_trial_without_what_only_the_search_needs(config, rig, tmp_path):
+def test_best_yaml_is_the_best_trial_without_what_only_trials_need(config, rig, tmp_path):
     rigged = rig(lambda config, epoch: peak(config, epoch))
     space = [*SPACE, "model.hidden=one_of([8], [8, 4])", "model.output_dim=one_of(null, 4)"]
     asked = config.with_overrides(["evaluation.ks=[3]", "train.checkpoint_every_steps=7"])
-    report = search(asked, tmp_path / "out", space=space)
+    report = tune(asked, tmp_path / "out", space=space)
     best = load_config(tmp_path / "out" / "best.yaml")
     trained = rigged.configs[report["best"]["number"]]
     assert (best.train.learning_rate, best.model) == (trained.train.learning_rate, trained.model)
@@ -256,7 +266,7 @@ def test_the_table_says_what_became_of_each_trial(config, rig, tmp_path):
     curve = {1: 0.2, 2: 0.5, 3: 0.4, 4: 0.3}
     rig(lambda config, epoch: curve[epoch] + config.model.temperature / 1000)
     four = config.with_overrides(["train.epochs=4"])
-    report = search(four, tmp_path / "out", trials=3)
+    report = tune(four, tmp_path / "out", trials=3)
     rows = read_rows(tmp_path / "out")
     assert [row["number"] for row in rows] == ["0", "1", "2"]
     for row, record in zip(rows, report["trials"], strict=True):
@@ -274,7 +284,7 @@ def test_the_table_says_what_became_of_each_trial(config, rig, tmp_path):
 def test_the_last_epoch_counts_also_where_it_was_not_evaluated_on_the_way(config, rig, tmp_path):
     rig(lambda config, epoch: epoch / 10)
     odd = config.with_overrides(["train.epochs=5", "evaluation.every_epochs=2"])
-    best = search(odd, tmp_path / "out", trials=1)["best"]
+    best = tune(odd, tmp_path / "out", trials=1)["best"]
     assert (best["value"], best["best_epoch"], best["epochs"]) == (0.5, 5, 5)
 
 
@@ -291,13 +301,13 @@ def test_after_an_exception_it_goes_on_and_repeats_nothing(config, rig, tmp_path
 
     rigged = rig(broken)
     with pytest.raises(RuntimeError, match="out of memory"):
-        search(config, out)
+        tune(config, out)
     assert "3 trials are done; the same command goes on." in caplog.text
     assert not [name for name in names(out) if "trial" in name and "trials" not in name]
     before = rigged.configs
     assert len(before) == 4
     rigged = rig(peak)
-    report = search(config, out)
+    report = tune(config, out)
     # The one that failed is not counted and not tried again.
     assert [row["state"] for row in report["trials"]].count("failed") == 1
     assert report["trials"][3]["reason"] == "out of memory"
@@ -307,57 +317,47 @@ def test_after_an_exception_it_goes_on_and_repeats_nothing(config, rig, tmp_path
     assert rates[:4] == [c.train.learning_rate for c in before]
     assert len(set(rates)) == 9
     # Nothing is left to do, and more can be asked for.
-    assert search(config, out) == report
-    assert len(search(config, out, trials=10)["trials"]) == 11
+    assert tune(config, out) == report
+    assert len(tune(config, out, trials=10)["trials"]) == 11
     assert len(rigged.configs) == 7
 
 
 def test_what_a_kill_leaves_is_cleared_away(config, rig, tmp_path):
     out = tmp_path / "out"
-    patch = pytest.MonkeyPatch()
-
-    def killed(config, epoch):
-        if len(rigged.configs) == 3:
-            os.symlink("trials.jsonl", out / "trials.jsonl.lock")
-            with (out / "trials.jsonl").open("a") as file:
-                file.write('{"op_code":7,"wor')
-            # What runs no more cannot tidy up.
-            patch.setattr(driver, "_remove_run", lambda search: None)
-            raise KeyboardInterrupt
-        return peak(config, epoch)
-
-    rigged = rig(killed)
-    with pytest.raises(KeyboardInterrupt):
-        search(config, out)
-    patch.undo()
-    assert {".trial.unfinished", "trials.jsonl.lock"} <= set(names(out))
-    rig(peak)
-    report = search(config, out, trials=4)
+    rigged = rig(peak)
+    tune(config, out, trials=2)
+    # The state of a process that is killed in its third trial, while it writes.
+    open_study(out / "trials.jsonl").ask()
+    (out / ".trial.unfinished").mkdir()
+    os.symlink("trials.jsonl", out / "trials.jsonl.lock")
+    with (out / "trials.jsonl").open("a") as file:
+        file.write('{"op_code":7,"wor')
+    report = tune(config, out, trials=4)
     states = [row["state"] for row in report["trials"]]
-    assert states == ["complete", "complete", "failed", "complete", "complete"]
-    assert report["trials"][2]["reason"] == "interrupted"
+    assert states == ["complete", "complete", "interrupted", "complete", "complete"]
     assert report["trials"][2]["seconds"] is None
-    assert names(out) == ["best.yaml", "report.png", "search.yaml", "trials.csv", "trials.jsonl"]
+    assert names(out) == FILES
+    assert len(rigged.configs) == 4
 
 
 def test_draws_do_not_depend_on_how_often_it_was_begun(config, rig, tmp_path):
     rigged = rig(peak)
-    search(config, tmp_path / "once", trials=6)
+    tune(config, tmp_path / "once", trials=6)
     once = [c.train.learning_rate for c in rigged.configs]
     rigged.configs.clear()
     for trials in (1, 6):
-        search(config, tmp_path / "often", trials=trials)
+        tune(config, tmp_path / "often", trials=trials)
     assert [c.train.learning_rate for c in rigged.configs] == once
     rigged.configs.clear()
-    search(config, tmp_path / "seed", trials=6, seed=1)
+    tune(config, tmp_path / "seed", trials=6, seed=1)
     assert not {c.train.learning_rate for c in rigged.configs} & set(once)
 
 
-def test_another_search_does_not_go_on_in_the_folder(config, rig, tmp_path):
+def test_other_trials_do_not_go_on_in_the_folder(config, rig, tmp_path):
     rig(peak)
     out = tmp_path / "out"
-    search(config, out, trials=1)
-    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    tune(config, out, trials=1)
+    before = contents(out)
     other = config.with_overrides(["train.epochs=3"])
     wider = [SPACE[0], "model.temperature=uniform(0.05, 0.4)"]
     for changed, changes, says in (
@@ -368,17 +368,17 @@ def test_another_search_does_not_go_on_in_the_folder(config, rig, tmp_path):
         (other, {}, "config.train.epochs 3 for 2"),
     ):
         with pytest.raises(InputError, match=f"`out`: .*{says}"):
-            search(changed, out, **changes)
-        assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+            tune(changed, out, **changes)
+        assert contents(out) == before
     # The same space in other words is the same.
     other_words = ["train.learning_rate=log(0.001,0.1)", SPACE[1]]
-    assert len(search(config, out, trials=1, space=other_words)["trials"]) == 1
+    assert len(tune(config, out, trials=1, space=other_words)["trials"]) == 1
 
 
 def test_a_folder_with_something_else_is_left_alone(config, tmp_path):
     (tmp_path / "notes.txt").write_text("keep me")
-    with pytest.raises(InputError, match=r"`out`: expected a new folder, or one with search\.yaml"):
-        search(config, tmp_path)
+    with pytest.raises(InputError, match=r"`out`: expected a new folder, or one with tune\.yaml"):
+        tune(config, tmp_path)
     assert names(tmp_path) == ["notes.txt"]
 
 
@@ -404,60 +404,56 @@ def test_a_small_space_is_tried_once_each_whatever_was_interrupted(config, rig, 
 
     rigged = rig(interrupted)
     with pytest.raises(KeyboardInterrupt):
-        search(config, tmp_path / "out", space=space, trials=20)
+        tune(config, tmp_path / "out", space=space, trials=20)
     rig(lambda config, epoch: epoch / 10)
-    report = search(config, tmp_path / "out", space=space, trials=20)
+    report = tune(config, tmp_path / "out", space=space, trials=20)
     done = [
         (row["train.epochs"], row["model.item_bias"])
         for row in report["trials"]
         if row["state"] == "complete"
     ]
     assert sorted(done) == [(n, bias) for n in (1, 2, 3) for bias in ("false", "true")]
-    assert [row["reason"] for row in report["trials"]].count("interrupted") == 1
+    assert [row["state"] for row in report["trials"]].count("interrupted") == 1
 
 
 # ------------------------------------------------------------------ early ends
 
 
-def test_what_falls_behind_the_median_is_stopped_but_no_early_trial_and_no_last_epoch(
-    config, rig, tmp_path
-):
+def test_what_falls_behind_the_median_is_stopped_but_no_early_trial(config, rig, tmp_path):
     def curve(config, epoch):
         number = len(rigged.configs)
-        if number in (5, 6, 7):
+        if number in (6, 7):
             return 0.1  # below the others from the beginning
-        if number == 8:
-            return 0.9  # below them in the last epoch only
         return 0.5 + number / 100 + 0.42 * (epoch == 4)
 
     rigged = rig(curve)
     four = config.with_overrides(["train.epochs=4"])
-    report = search(four, tmp_path / "out", trials=8)
+    report = tune(four, tmp_path / "out", trials=8)
     assert rigged.measured == [4, 4, 4, 4, 4, 2, 2, 4]
     states = [row["state"] for row in report["trials"]]
     assert states == ["complete"] * 5 + ["pruned"] * 2 + ["complete"]
     stopped = report["trials"][5]
-    assert (stopped["reason"], stopped["epochs"]) == ("below the median after epoch 2", 2)
-    assert report["best"]["value"] == 0.96
+    assert (stopped["reason"], stopped["epochs"]) == ("Trial was pruned at epoch 2.", 2)
+    assert report["best"]["value"] == 0.5 + 8 / 100 + 0.42
 
 
-def test_what_is_not_a_number_is_stopped_at_once(config, rig, tmp_path):
+def test_what_is_not_a_number_is_never_the_best(config, rig, tmp_path):
     def curve(config, epoch):
-        return math.nan if len(rigged.configs) == 2 and epoch == 1 else 0.3
+        return math.nan if len(rigged.configs) == 2 else 0.3
 
     rigged = rig(curve)
-    report = search(config, tmp_path / "out", trials=3)
+    report = tune(config, tmp_path / "out", trials=3)
     assert [row["state"] for row in report["trials"]] == ["complete", "pruned", "complete"]
     assert report["trials"][1]["reason"] == "recall_at_5 is nan"
     assert report["trials"][1]["value"] is None
-    assert rigged.measured == [2, 1, 2]
+    assert report["best"]["number"] != 1
 
 
 def test_where_training_never_ends_well_it_says_so(config, rig, tmp_path):
     rig(lambda config, epoch: math.nan)
     with pytest.raises(InputError, match=r"training ends well.*recall_at_5 is nan"):
-        search(config, tmp_path / "out", trials=2)
-    assert names(tmp_path / "out") == ["search.yaml", "trials.csv", "trials.jsonl"]
+        tune(config, tmp_path / "out", trials=2)
+    assert names(tmp_path / "out") == [".lock", "trials.csv", "trials.jsonl", "tune.yaml"]
 
 
 def refuse(every):
@@ -471,7 +467,7 @@ def refuse(every):
 
 def test_settings_that_do_not_work_are_passed_over(config, rig, tmp_path):
     rigged = rig(refuse(lambda config: config.model.temperature > 0.175))
-    report = search(config, tmp_path / "out", trials=6)
+    report = tune(config, tmp_path / "out", trials=6)
     failed = [row for row in report["trials"] if row["state"] == "failed"]
     assert {row["reason"] for row in failed} == {
         "`negatives.capacity`: expected at least a batch. Received: 5"
@@ -488,13 +484,13 @@ def test_after_three_failures_and_nothing_else_it_ends_with_the_sentence(config,
     rigged = rig(refuse(lambda config: True))
     for _ in range(2):
         with pytest.raises(InputError, match=r"^`negatives.capacity`: expected at least a batch"):
-            search(config, tmp_path / "out")
+            tune(config, tmp_path / "out")
     assert len(rigged.configs) == 3
 
 
 def test_more_failures_than_trials_asked_for_are_enough(config, rig, tmp_path):
     rigged = rig(refuse(lambda config: len(rigged.configs) > 1))
-    report = search(config, tmp_path / "out", trials=4)
+    report = tune(config, tmp_path / "out", trials=4)
     assert [row["state"] for row in report["trials"]] == ["complete"] + ["failed"] * 4
 
 
@@ -513,37 +509,27 @@ def test_more_failures_than_trials_asked_for_are_enough(config, rig, tmp_path):
 )
 def test_wrong_arguments_leave_nothing(config, tmp_path, changes, says):
     with pytest.raises(InputError, match=says):
-        search(config, tmp_path / "out", **changes)
+        tune(config, tmp_path / "out", **changes)
     assert names(tmp_path) == []
 
 
 # ------------------------------------------------------------------ the picture
 
 
-def test_the_picture_shows_the_trials(config, rig, tmp_path, monkeypatch):
-    drawn = []
-
-    class Kept(Figure):
-        def savefig(self, *args, **kwargs):
-            drawn.append(self)
-            super().savefig(*args, **kwargs)
-
+def test_pictures_are_drawn_and_leave_the_style_of_others_alone(config, rig, tmp_path, monkeypatch):
+    write_plots = driver.write_plots
     rig(peak)
-    monkeypatch.setattr(plot, "Figure", Kept)
-    monkeypatch.setattr(driver, "write_plot", plot.write_plot)
+    monkeypatch.setattr(driver, "write_plots", write_plots)
+    before = dict(matplotlib.rcParams)
     space = [*SPACE, "model.hidden=one_of([8], [8, 4])"]
-    report = search(config, tmp_path / "out", space=space, trials=6)
-    assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
-    history, rate, _, hidden = drawn[0].axes[:4]
-    values = [row["value"] for row in report["trials"] if row["state"] == "complete"]
-    [line] = history.lines
-    best = np.maximum.accumulate(values)
-    np.testing.assert_array_equal(line.get_ydata(), [*best, best[-1]])
-    assert (rate.get_xscale(), rate.get_xlim()) == ("log", (0.001, 0.1))
-    assert rate.get_xlabel() == "train.learning_rate"
-    star = rate.collections[-1].get_offsets()
-    assert star.tolist() == [[report["best"]["train.learning_rate"], report["best"]["value"]]]
-    assert [tick.get_text() for tick in hidden.get_xticklabels()] == ["[8]", "[8, 4]"]
+    tune(config, tmp_path / "out", space=space, trials=6)
+    plots = tmp_path / "out" / "plots"
+    assert names(plots) == ["epochs.png", "history.png", "parameters.png"]
+    for path in plots.iterdir():
+        pixels = image.imread(path)[..., :3].reshape(-1, 3)
+        assert len(np.unique(pixels, axis=0)) > 10
+    assert dict(matplotlib.rcParams) == before
+    assert plt.get_fignums() == []
 
 
 # ------------------------------------------------------------------ in earnest
@@ -554,7 +540,7 @@ def source(log_file):
     return f"data.source=csv:{log_file}"
 
 
-def test_the_command_searches_on_the_validation_part_only(
+def test_the_command_tunes_on_the_validation_part_only(
     call, source, config, tmp_path, monkeypatch, caplog
 ):
     caplog.set_level("INFO", "tfrs_negatives")
@@ -581,22 +567,22 @@ def test_the_command_searches_on_the_validation_part_only(
     rules = ["train.learning_rate=log(1e-3, 1e-1)", "negatives.correct=one_of(both, null)"]
     options = ["--space", rules[0], "--space", rules[1], "--metric", METRIC, "--out", out]
     options += ["--validation-fraction", "0.2", "--trials", "2", source, *SMALL]
-    code, printed, err = call("search", *options)
+    code, printed, err = call("tune", *options)
     assert code == 0, err
     assert len(met) == 320
     assert not met & hidden
     assert "csv:events.csv, validation: 2 trials, the best first" in printed
     assert f"wrote {out}/best.yaml" in printed
-    assert names(out) == ["best.yaml", "report.png", "search.yaml", "trials.csv", "trials.jsonl"]
+    assert names(out) == FILES
     lines = [m for m in caplog.messages if m.startswith("trial ")]
     assert [line.split("; ")[2] for line in lines] == ["1 of 2 done", "2 of 2 done"]
     # One line for each trial: not what a training says of itself.
     assert [m for m in caplog.messages if "first step" in m or "--resume" in m] == []
-    code, printed, err = call("search", *options, "--json")
+    code, printed, err = call("tune", *options, "--json")
     assert code == 0, err
     report = json.loads(printed)
     assert report["wrote"] == f"{out}/best.yaml"
-    # What the search measured is what training with these settings gives.
+    # What was measured is what training with these settings gives.
     best = load_config(out / "best.yaml", ["data.validation_fraction=0.2"])
     metrics = train_run(best, tmp_path / "again")
     assert metrics["test"][METRIC] == report["best"]["value"]
@@ -606,13 +592,13 @@ def test_the_command_searches_on_the_validation_part_only(
 def test_a_trial_that_is_stopped_or_diverges_leaves_no_run(config, tmp_path, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(optuna.Trial, "should_prune", lambda trial: True)
-        with pytest.raises(InputError, match="below the median after epoch 1"):
-            search(config, tmp_path / "out", trials=1)
-    assert names(tmp_path / "out") == ["search.yaml", "trials.csv", "trials.jsonl"]
+        with pytest.raises(InputError, match="pruned at epoch 1"):
+            tune(config, tmp_path / "out", trials=1)
+    assert names(tmp_path / "out") == [".lock", "trials.csv", "trials.jsonl", "tune.yaml"]
     wild = ["train.learning_rate=log(1e37, 1e38)", "train.optimizer=one_of(adagrad)"]
     with pytest.raises(InputError, match="the loss is nan"):
-        search(config, tmp_path / "wild", space=wild, trials=1)
-    assert names(tmp_path / "wild") == ["search.yaml", "trials.csv", "trials.jsonl"]
+        tune(config, tmp_path / "wild", space=wild, trials=1)
+    assert names(tmp_path / "wild") == [".lock", "trials.csv", "trials.jsonl", "tune.yaml"]
     assert "--resume" not in caplog.text
 
 
@@ -621,7 +607,7 @@ def test_a_wrong_space_is_one_sentence_on_the_terminal(call, source, tmp_path):
         ("train.learning_rate=log(1e-3", "expected a rule such as"),
         ("train.learning_rat=log(1e-3, 1e-1)", "perhaps `train.learning_rate`"),
     ):
-        code, _, err = call("search", "--space", rule, "--out", tmp_path / "out", source, *SMALL)
+        code, _, err = call("tune", "--space", rule, "--out", tmp_path / "out", source, *SMALL)
         assert code == 2
         assert says in err.splitlines()[-1]
     assert names(tmp_path) == []
@@ -631,6 +617,6 @@ def test_without_optuna_it_says_what_to_install(call, monkeypatch):
     for name in [n for n in sys.modules if n.startswith("tfrs_negatives.tune")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    code, _, err = call("search", "--space", SPACE[0])
+    code, _, err = call("tune", "--space", SPACE[0])
     assert code == 2
     assert "pip install 'tfrs-negatives[compare]'" in err.splitlines()[-1]

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from tfrs_negatives.cli.common import importing
 from tfrs_negatives.core.errors import bad_input
 
 TOKEN_VARIABLE = "TFRS_NEGATIVES_TOKEN"  # noqa: S105  (the name, not the token)
@@ -59,16 +60,11 @@ def serve(
     needs `Authorization: Bearer` and the token.
     """
     token = read_token(token_file, os.environ)
-    try:
+    with importing("serve", extra="serve"):
         from tfrs_negatives.serve.app import LOOPBACK_NAMES, create_app
         from tfrs_negatives.serve.deployment import Deployment
         from tfrs_negatives.serve.guards import is_loopback
         from tfrs_negatives.serve.server import listen, run_server, spare_collections
-    except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "prometheus_client", "uvicorn"):
-            raise
-        needed = "what `pip install 'tfrs-negatives[serve]'` installs"
-        raise bad_input("serve", needed, f"no {error.name}") from error
     local = is_loopback(host)
     if not local and token is None:
         expected = f"a token beyond this machine: --token-file or {TOKEN_VARIABLE}"

@@ -1,0 +1,1 @@
+"""A model to an index, and how wide it must search."""

@@ -1,0 +1,1 @@
+"""A configuration to a run folder: train, evaluate, index, mine, recommend."""
