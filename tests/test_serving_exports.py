@@ -41,7 +41,7 @@ def deployment(models, tmp_path):
 
 def ranking(deployment, user):
     request = Recommend(query_id=user, k=NUM_ITEMS)
-    (answer,) = answer_batch(deployment.snapshot, [request])
+    (answer,) = answer_batch(deployment.served, [request])
     return {item.id: item.score for item in answer.items}
 
 
@@ -86,7 +86,7 @@ def test_requests_of_all_lengths_in_one_batch(models, deployment):
     requests = [
         Recommend(query_id=user, k=1 + user % 9, exclude=ids[: 3 * user]) for user in range(12)
     ]
-    for user, answer in enumerate(answer_batch(deployment.snapshot, requests)):
+    for user, answer in enumerate(answer_batch(deployment.served, requests)):
         left = {i: score(models[0], user, row) for row, i in enumerate(ids) if row >= 3 * user}
         expected = sorted(left, key=left.get, reverse=True)[: 1 + user % 9]
         assert [item.id for item in answer.items] == expected

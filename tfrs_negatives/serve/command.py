@@ -60,10 +60,9 @@ def serve(
     """
     token = read_token(token_file, os.environ)
     try:
-        from tfrs_negatives.serve.app import LOOPBACK_NAMES, create_app
+        from tfrs_negatives.serve.app import LOOPBACK_NAMES, create_app, is_loopback
         from tfrs_negatives.serve.deployment import Deployment
-        from tfrs_negatives.serve.guards import is_loopback
-        from tfrs_negatives.serve.server import listen, run_server, spare_collections
+        from tfrs_negatives.serve.server import freeze_loaded, listen, run_server
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "prometheus_client", "uvicorn"):
             raise
@@ -75,7 +74,7 @@ def serve(
         raise bad_input("host", expected, f"{host} without one")
     folders = [run] if beside is None else [run, beside]
     deployments = [
-        Deployment(folder, name, after_load=spare_collections)
+        Deployment(folder, name, after_load=freeze_loaded)
         for folder, name in zip(folders, _names(folders), strict=True)
     ]
     app = create_app(

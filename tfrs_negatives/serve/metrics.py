@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tfrs_negatives.serve.batcher import Batcher
+from tfrs_negatives.serve.answers import Batcher
 from tfrs_negatives.serve.deployment import Deployment
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -53,10 +53,10 @@ class Metrics:
 
     def watch(self, services: Sequence[tuple[Deployment, Batcher[Any, Any]]]) -> None:
         """Adds what is read off the runs in service."""
-        self.registry.register(_Runs(services))
+        self.registry.register(_ServedRuns(services))
 
 
-class _Runs(Collector):
+class _ServedRuns(Collector):
     def __init__(self, services: Sequence[tuple[Deployment, Batcher[Any, Any]]]) -> None:
         self._services = services
 
@@ -92,7 +92,7 @@ def _state(deployment: Deployment, batcher: Batcher[Any, Any]) -> Iterator[tuple
     yield "export_swaps", deployment.num_swaps
     yield "refused_exports", deployment.num_refused
     if deployment.is_ready:
-        index = deployment.snapshot.index
+        index = deployment.served.index
         yield "items", len(index)
         yield "upserted_items", index.num_upserted
         yield "deleted_items", index.num_deleted

@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.types import Features
-from tfrs_negatives.index.arguments import FeatureSpecs, check_features
+from tfrs_negatives.index.retriever import Nature, TowerName
 from tfrs_negatives.index.saved.archive import read_manifest
-from tfrs_negatives.index.search.answers import Corpus, GraphRetriever, plain_ids
+from tfrs_negatives.index.search.answers import GraphRetriever, plain_ids
 from tfrs_negatives.index.search.backends import scann_ops
-from tfrs_negatives.towers.signature import FeatureSignature
+from tfrs_negatives.towers.signature import FeatureSignature, FeatureSpecs, check_features
 
 
 class LoadedIndex(GraphRetriever):
@@ -30,47 +30,42 @@ class LoadedIndex(GraphRetriever):
         self._module = module
         self._functions = _graphs_of(module.answer), _graphs_of(module.contains)
         self.manifest = manifest
-        self._query_signature = _signature(manifest["query_features"])
-        self._item_signature = _signature(manifest["item_features"])
         groups = manifest["group_by"]
-        self._corpus = Corpus(
-            num_items=manifest["num_items"],
-            width=manifest["width"],
-            kind=manifest["kind"],
-            padding_id=manifest["padding"]["id"],
-            group_padding=None if groups is None else groups["padding"],
+        self._nature = Nature(
+            manifest["width"],
+            manifest["padding"]["id"],
+            None if groups is None else groups["padding"],
+            _signature(manifest["query_features"]),
         )
+        self._item_signature = _signature(manifest["item_features"])
+
+    def __len__(self) -> int:
+        return int(self.manifest["num_items"])
 
     @property
-    def corpus(self) -> Corpus:
-        """What is to be known of its items."""
-        return self._corpus
+    def kind(self) -> str:
+        """The kind of its search, "exact" or "scann"."""
+        return str(self.manifest["kind"])
 
     @property
-    def functions(self) -> tuple[Any, Any]:
-        """`answer` and `contains`, restored."""
-        return self._functions
-
-    @property
-    def query_signature(self) -> FeatureSpecs:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
-        return self._query_signature
+    def nature(self) -> Nature:
+        """What has to be known to ask it."""
+        return self._nature
 
     @property
     def item_signature(self) -> FeatureSpecs:
         """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the item tower reads."""
         return self._item_signature
 
-    def embed_query(self, features: Features) -> np.ndarray:
-        """Returns [B, D] float32: the vectors of a batch of query features."""
-        tensors = check_features(features, self._query_signature)
-        vectors: np.ndarray = self._module.signatures["embed_query"](**tensors)["vectors"].numpy()
-        return vectors
+    @property
+    def functions(self) -> tuple[Any, Any]:
+        """`answer` and `contains`, restored."""
+        return self._functions
 
-    def embed_item(self, features: Features) -> np.ndarray:
-        """Returns [m, D] float32: the vectors of a batch of item features, known or new."""
-        tensors = check_features(features, self._item_signature)
-        vectors: np.ndarray = self._module.signatures["embed_item"](**tensors)["vectors"].numpy()
+    def embed(self, tower: TowerName, features: Features) -> np.ndarray:
+        """Returns [B, D] float32: the vectors of checked features."""
+        signature = self._module.signatures[f"embed_{tower}"]
+        vectors: np.ndarray = signature(**features)["vectors"].numpy()
         return vectors
 
     def call(
@@ -93,7 +88,7 @@ class LoadedIndex(GraphRetriever):
         answering = [name for name in self.manifest["signatures"] if not name.startswith("embed_")]
         if signature not in answering:
             raise bad_input("signature", f"one of {answering}", repr(signature))
-        tensors = check_features(features, self._query_signature)
+        tensors = check_features(features, self.query_signature)
         answer = self._module.signatures[signature](
             **tensors, **{name: tf.constant(lists[name]) for name in lists}
         )
