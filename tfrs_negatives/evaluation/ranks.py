@@ -49,41 +49,23 @@ class Ranks(NamedTuple):
     recommended: dict[int, np.ndarray]
 
 
-def rank_held_out(
-    model: RetrievalModel,
-    held_out: HeldOut,
-    *,
-    ks: Sequence[int],
-    batch_size: int,
-    byte_budget: int,
-    progress: bool,
-) -> Ranks:
-    """Ranks the catalogue for each query.
+def searcher(
+    model: RetrievalModel, held_out: HeldOut, *, batch_size: int, byte_budget: int
+) -> BestOfChunk:
+    """Embeds the catalogue, and prepares the search of it for `rank_lists`.
 
     Args:
         model: gives vectors whose inner product is the score.
         held_out: Q queries.
-        ks: lengths of lists, ascending, none above the number of items.
-        batch_size: the most queries or items that go through a tower at once.
-        byte_budget: bytes that the lists of a chunk of queries may take, or its scores where they
-            are needed.
-        progress: whether to show a bar.
+        batch_size: the most items that go through a tower at once.
+        byte_budget: bytes that scores may take where they are needed.
 
     Raises:
         InputError: if a tower yields NaN or infinity, or vectors whose product overflows.
     """
     vectors = embed_items(model, batch_size)
-    largest = _largest_norm(vectors)
-    search = best_items(vectors, byte_budget=byte_budget)
-    return rank_lists(
-        lambda chunk, length: search(_embed_queries(model, held_out, chunk, largest), length),
-        held_out,
-        ks=ks,
-        num_items=len(model.items),
-        chunk_size=batch_size,
-        byte_budget=byte_budget,
-        progress=progress,
-    )
+    largest, search = _largest_norm(vectors), best_items(vectors, byte_budget=byte_budget)
+    return lambda chunk, length: search(_embed_queries(model, held_out, chunk, largest), length)
 
 
 def rank_lists(

@@ -119,19 +119,10 @@ class Retriever(ABC):
         """Returns [m, D] float32: the vectors of a batch of item features, known or new."""
         return self.embed("item", check_features(features, self.item_signature))
 
-    def search(
-        self,
-        vectors: Any,
-        k: int,
-        *,
-        exclude: Any = None,
-        allow: Any = None,
-        allow_groups: Any = None,
-    ) -> Answer:
+    def search(self, vectors: Any, k: int, **filters: Any) -> Answer:
         """Finds the best items for query vectors [B, D] of the retrieval space; see `top_k`."""
         queries = check_vectors(vectors, self.width)
-        lists = {"exclude": exclude, "allow": allow, "allow_groups": allow_groups}
-        return self.answer(queries, self.check(len(queries), k, **lists))
+        return self.answer(queries, self.check(len(queries), k, **filters))
 
     def top_k(
         self,
@@ -160,8 +151,7 @@ class Retriever(ABC):
                 holds ids of another kind, or groups are asked for where the index has none.
         """
         vectors = self.embed_query(features)
-        lists = {"exclude": exclude, "allow": allow, "allow_groups": allow_groups}
-        asked = self.check(len(vectors), k, **lists)
+        asked = self.check(len(vectors), k, exclude=exclude, allow=allow, allow_groups=allow_groups)
         answer = self.answer(vectors, asked)
         self.warn_of_unknown(asked)
         return answer

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -149,7 +147,10 @@ def mine_hard_negatives(
     queries, counts = _group(log, model), Counter[str]()
     searcher = _Searcher(model, index, queries, catalogue or model.items, batch_size)
     schema, console = _schema(queries, searcher, rules), Console(stderr=True)
-    with _parquet(Path(out), schema) as writer:
+    with (
+        drafted_file(Path(out), argument="out") as draft,
+        pq.ParquetWriter(draft, schema) as writer,
+    ):
         starts = range(0, len(queries.keys), batch_size)
         for begin in track(starts, "Mining", console=console, disable=not progress):
             chunk = searcher.embed(begin, min(begin + batch_size, len(queries.keys)))
@@ -323,10 +324,3 @@ def _record_batch(
     ]
     keys = pa.array(chunk.keys, schema.types[0])
     return pa.RecordBatch.from_arrays([keys, *lists, pa.array(chunk.positive_score)], schema=schema)
-
-
-@contextmanager
-def _parquet(out: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A file that appears when the block has succeeded."""
-    with drafted_file(out, argument="out") as draft, pq.ParquetWriter(draft, schema) as writer:
-        yield writer

@@ -6,7 +6,6 @@ for, and a column that holds no item is declared: score -inf and row -1.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import math
 import os
@@ -24,10 +23,10 @@ MISSING = -1
 """The row of a column that holds no item."""
 CELLS_AT_ONCE = 2**26
 """Scores that a search may hold in memory, 256 MB of float32."""
-BLOCK = 32
-"""Columns that are looked at together when the best are selected; 32 and 64 were fastest."""
-SCORE_BYTES = 5
-"""What a query and an item take where TensorFlow searches: float32, and a share of the peaks."""
+REGISTER = 32
+"""A product of so many columns, or a multiple of it, sums all of them in the same order."""
+SCORE_BYTES = 8
+"""What a query and an item take where TensorFlow searches: float32, and a copy."""
 
 
 def best_columns(
@@ -205,52 +204,13 @@ def _by_tensorflow(vectors: np.ndarray, size: int) -> BestItems:
     num_items = len(vectors)
     # The last columns of a product, where they do not fill a register, are summed in another order:
     # equal vectors would have scores that differ in the last bit.
-    padded = tf.pad(vectors, [[0, -num_items % BLOCK], [0, 0]])
+    padded = tf.pad(vectors, [[0, -num_items % REGISTER], [0, 0]])
 
     def search(queries: np.ndarray, length: int) -> Answer:
-        # Few lengths, as each is a graph of its own.
-        longer = min(num_items, -(-length // 64) * 64)
-        select = _selector(longer, num_items)
-        scores, rows = in_parts(lambda part: select(queries[part], padded), len(queries), size)
-        return scores[:, :length], rows[:, :length]
+        def search_part(part: slice) -> tuple[tf.Tensor, tf.Tensor]:
+            scores = tf.matmul(queries[part], padded, transpose_b=True)
+            return best_columns(scores[:, :num_items], length)
+
+        return in_parts(search_part, len(queries), size)
 
     return search
-
-
-@functools.lru_cache(maxsize=32)
-def _selector(k: int, num_items: int) -> Callable[..., tuple[tf.Tensor, ...]]:
-    specs = [tf.TensorSpec([None, None]), tf.TensorSpec([-(-num_items // BLOCK) * BLOCK, None])]
-
-    @tf.function(input_signature=specs)
-    def select(queries: tf.Tensor, vectors: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        if k * BLOCK >= num_items:
-            scores = tf.matmul(queries, vectors, transpose_b=True)
-            return tf.math.top_k(scores[:, :num_items], k)
-        whole = num_items // BLOCK * BLOCK
-        scores = tf.matmul(queries, vectors[:whole], transpose_b=True)
-        rest = tf.matmul(queries, vectors[whole:], transpose_b=True)
-        return _top_k(scores, rest[:, : num_items - whole], k)
-
-    return select
-
-
-def _top_k(scores: tf.Tensor, rest: tf.Tensor, k: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns what `tf.math.top_k` of both parts together returns, in half the time.
-
-    Of the blocks of columns only the k with the highest peaks are searched: an item of another one
-    has k items before it, one in each of them.
-
-    Args:
-        scores: [q, a whole number of blocks].
-        rest: [q, fewer than a block].
-        k: how many.
-    """
-    num_blocks = scores.shape[1] // BLOCK
-    blocks = tf.reshape(scores, [-1, num_blocks, BLOCK])
-    best = tf.math.top_k(tf.reduce_max(blocks, axis=2), k).indices
-    # Ascending, so that the order of the columns still decides between equals.
-    best = tf.sort(best, axis=1)
-    searched = tf.reshape(tf.gather(blocks, best, axis=1, batch_dims=1), [-1, k * BLOCK])
-    values, place = tf.math.top_k(tf.concat([searched, rest], axis=1), k)
-    best = tf.pad(best, [[0, 0], [0, 1]], constant_values=num_blocks)
-    return values, tf.gather(best, place // BLOCK, axis=1, batch_dims=1) * BLOCK + place % BLOCK

@@ -110,7 +110,7 @@ class GraphRetriever(Retriever):
         """Returns [m] bool: whether each of some ids is an item that it holds."""
         wanted = check_lists(list(ids), 1, argument="ids", padding=self.padding_id)
         assert wanted is not None  # noqa: S101
-        found: np.ndarray = self.functions[1](_as_tensor(wanted, self.padding_id)[0]).numpy()
+        found: np.ndarray = self.functions[1](_as_tensor(wanted[0])).numpy()
         return found
 
     def answer(self, vectors: np.ndarray, asked: Asked) -> Answer:
@@ -128,15 +128,10 @@ class GraphRetriever(Retriever):
 
     def _lists(self, asked: Asked) -> list[tf.Tensor | None]:
         """Returns what the graph reads: it has no filter without `exclude`."""
-        padding, groups = self.padding_id, self.nature.group_padding
         lists = [asked.exclude, asked.allow, asked.allow_groups]
         if lists[0] is None and any(ids is not None for ids in lists):
-            lists[0] = np.empty([1, 0], np.int64)
-        paddings = [padding, padding, -1 if groups is None else groups]
-        return [
-            None if ids is None else _as_tensor(ids, filler)
-            for ids, filler in zip(lists, paddings, strict=True)
-        ]
+            lists[0] = np.empty([1, 0], object if isinstance(self.padding_id, str) else np.int64)
+        return [None if ids is None else _as_tensor(ids) for ids in lists]
 
 
 def padding_id(ids: np.ndarray) -> int | str:
@@ -149,10 +144,8 @@ def plain_ids(ids: np.ndarray) -> np.ndarray:
     return np.char.decode(ids.astype("S"), "utf-8") if ids.dtype == object else ids
 
 
-def _as_tensor(lists: np.ndarray, padding: int | str) -> tf.Tensor:
-    if isinstance(padding, str):
-        return tf.constant(lists.astype(object), tf.string)
-    return tf.constant(lists, tf.int64)
+def _as_tensor(lists: np.ndarray) -> tf.Tensor:
+    return tf.constant(lists.astype(object) if lists.dtype.kind == "U" else lists)
 
 
 def _rows(lists: tf.Tensor | None, part: slice) -> tf.Tensor | None:

@@ -89,10 +89,13 @@ class Backend(tf.Module):
 
     kind: IndexKind
 
-    def __init__(self, num_items: int, width: int) -> None:
+    def __init__(self, vectors: np.ndarray | tf.Variable) -> None:
         super().__init__()
-        self.num_items = num_items
-        self.width = width
+        self.num_items, self.width = vectors.shape
+        if not isinstance(vectors, tf.Variable):
+            # A SavedModel keeps a variable in a file of its own.
+            vectors = tf.Variable(vectors, trainable=False, name="item_vectors")
+        self._vectors = vectors
 
     def nearest(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns k columns of scores and rows for finite queries, see `search`."""
@@ -100,11 +103,11 @@ class Backend(tf.Module):
 
     def vectors(self) -> tf.Tensor:
         """Returns the vectors of all items, [N, D] float32."""
-        raise NotImplementedError
+        return self._vectors
 
     def stored(self) -> Backend:
         """Returns this search with all that it needs in variables, as a SavedModel keeps it."""
-        raise NotImplementedError
+        return self
 
     def search(self, queries: tf.Tensor, k: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Finds the best items of each query.
@@ -135,13 +138,6 @@ def ask_the_finite(
     usable = tf.reduce_all(tf.math.is_finite(queries), axis=1, keepdims=True)
     scores, rows = search(tf.where(usable, queries, 0.0))
     return tf.where(usable, scores, -math.inf), tf.where(usable, rows, MISSING)
-
-
-def as_variable(vectors: np.ndarray | tf.Variable) -> tf.Variable:
-    """Returns vectors as a variable, which a SavedModel keeps in a file of its own."""
-    if isinstance(vectors, tf.Variable):
-        return vectors
-    return tf.Variable(vectors, trainable=False, name="item_vectors")
 
 
 def queries_per_search(kind: str, num_items: int, *, filtered: bool = False) -> int:
@@ -176,21 +172,12 @@ class ExactSearch(Backend):
     kind = "exact"
 
     def __init__(self, vectors: np.ndarray) -> None:
-        super().__init__(*vectors.shape)
+        super().__init__(vectors)
         self.longest = float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max()))
-        self._vectors = as_variable(vectors)
 
     def nearest(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the k best of all scores."""
         return best_columns(tf.matmul(queries, self._vectors, transpose_b=True), k)
-
-    def vectors(self) -> tf.Tensor:
-        """Returns the vectors of all items, [N, D] float32."""
-        return self._vectors
-
-    def stored(self) -> Backend:
-        """Returns itself: the vectors are a variable."""
-        return self
 
 
 class ScannSearch(Backend):
@@ -209,9 +196,8 @@ class ScannSearch(Backend):
     kind = "scann"
 
     def __init__(self, vectors: np.ndarray | tf.Variable, settings: ScannSettings) -> None:
-        super().__init__(*vectors.shape)
+        super().__init__(vectors)
         self.settings = settings
-        self._vectors = as_variable(vectors)
         self._searcher = _train_scann(self._vectors, settings)
 
     def nearest(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -222,10 +208,6 @@ class ScannSearch(Backend):
         # Of ScaNN's operation TensorFlow knows no shape. NaN stands for no item.
         scores, rows = (tf.ensure_shape(column, [None, None]) for column in (scores, rows))
         return best_columns(tf.where(tf.math.is_nan(scores), -math.inf, scores), k, rows)
-
-    def vectors(self) -> tf.Tensor:
-        """Returns the vectors of all items, [N, D] float32."""
-        return self._vectors
 
     def stored(self) -> Backend:
         """Returns a search of which ScaNN's whole state is in variables."""
@@ -250,10 +232,9 @@ class ScannSearch(Backend):
 
 class _StoredScannSearch(ScannSearch):
     def __init__(self, search: ScannSearch) -> None:
-        Backend.__init__(self, search.num_items, search.width)
-        self.settings = search.settings
         self._state = search.searcher().serialize_to_module()
-        self._vectors = self._state.dataset
+        Backend.__init__(self, self._state.dataset)
+        self.settings = search.settings
 
     def stored(self) -> Backend:
         return self
