@@ -96,7 +96,7 @@ def contents(index):
     """Id -> vector from the frozen index and the changes."""
     ids, vectors, _, deleted = index.changes()
     gone = {*ids.tolist(), *deleted.tolist()}
-    old = zip(index.frozen.ids.tolist(), index.frozen.vectors, strict=True)
+    old = zip(index.behind.ids.tolist(), index.behind.vectors, strict=True)
     kept = {i: tuple(v) for i, v in old if i not in gone}
     assert index.num_upserted == len(ids)
     assert index.num_deleted == len(deleted)
@@ -234,8 +234,8 @@ def test_many_queries_are_answered_in_parts(monkeypatch):
 
 def test_towers_and_signatures_are_those_behind():
     index, _ = make(6)
-    assert index.query_signature == index.frozen.query_signature
-    assert index.item_signature == index.frozen.item_signature
+    assert index.query_signature == index.behind.query_signature
+    assert index.item_signature == index.behind.item_signature
     index.upsert([50], index.embed_item({"item_id": [50], "vector": 9 * QUERIES[:1]}))
     assert index.top_k({"vector": QUERIES[:1]}, 2)[1][0, 0] == 50
     with pytest.raises(InputError, match="capacity"):

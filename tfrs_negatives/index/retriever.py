@@ -74,20 +74,6 @@ class Retriever(ABC):
     def __len__(self) -> int:
         """Returns how many items it holds; k is at most this."""
 
-    @property
-    @abstractmethod
-    def nature(self) -> Nature:
-        """What has to be known to ask it."""
-
-    @property
-    @abstractmethod
-    def item_signature(self) -> FeatureSpecs:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of an item, its id among them."""
-
-    @abstractmethod
-    def embed(self, tower: TowerName, features: Features) -> np.ndarray:
-        """Returns [B, D] float32: the vectors of checked features."""
-
     @abstractmethod
     def contains(self, ids: Any) -> np.ndarray:
         """Returns [m] bool: whether each of some ids is an item that it holds."""
@@ -95,6 +81,25 @@ class Retriever(ABC):
     @abstractmethod
     def answer(self, vectors: np.ndarray, asked: Asked) -> Answer:
         """Finds the best items for checked query vectors [B, D] float32; see `top_k`."""
+
+    @property
+    def behind(self) -> Retriever:
+        """The index whose model it has, for one that has none of its own."""
+        raise NotImplementedError
+
+    @property
+    def nature(self) -> Nature:
+        """What has to be known to ask it."""
+        return self.behind.nature
+
+    @property
+    def item_signature(self) -> FeatureSpecs:
+        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of an item, its id among them."""
+        return self.behind.item_signature
+
+    def embed(self, tower: TowerName, features: Features) -> np.ndarray:
+        """Returns [B, D] float32: the vectors of checked features."""
+        return self.behind.embed(tower, features)
 
     @property
     def width(self) -> int:

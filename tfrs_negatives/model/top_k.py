@@ -112,14 +112,22 @@ def merge_answers(answers: Sequence[Answer], k: int, padding: int | str) -> Answ
     return scores, np.where(places == MISSING, padding, ids)
 
 
-def queries_at_once(num_items: int) -> int:
-    """Returns how many queries may be scored with all items, so that the scores fit in memory.
+def queries_at_once(num_items: int, *, kind: str = "exact", filtered: bool = False) -> int:
+    """Returns how many queries a search may be given, so that what it holds fits in memory.
+
+    Args:
+        num_items: N.
+        kind: "exact", which scores all of them, or "scann".
+        filtered: whether there are lists of ids.
 
     Example:
-        >>> queries_at_once(2**20)
-        64
+        >>> queries_at_once(2**20), queries_at_once(2**20, kind="scann")
+        (64, 4096)
     """
-    return max(1, CELLS_AT_ONCE // max(num_items, 1))
+    if kind == "exact":
+        return max(1, CELLS_AT_ONCE // max(num_items, 1))
+    # A filter fetches up to a fiftieth of the corpus for each query.
+    return 256 if filtered else 4096
 
 
 def in_parts(search: Callable[[slice], Any], num_queries: int, at_once: int) -> Answer:

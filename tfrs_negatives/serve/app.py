@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import ipaddress
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -23,7 +24,7 @@ from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.runs.tables import UnknownId
 from tfrs_negatives.serve.answers import Batcher, Overloaded, answer_batch
 from tfrs_negatives.serve.deployment import Deployment, NotReady
-from tfrs_negatives.serve.metrics import MeasureRequests, Metrics
+from tfrs_negatives.serve.metrics import Metrics
 from tfrs_negatives.serve.routes import Service, Services, router
 from tfrs_negatives.serve.schemas import MAX_BODY_BYTES, Recommend, Recommendation
 
@@ -304,3 +305,34 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replay
+
+
+class MeasureRequests:
+    """Counts requests and takes their time."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, or hands it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # What no answer came of, as where the client went away, counts as a failure.
+        status, began = 500, time.perf_counter()
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            # By route and not by address: of those there may be any number.
+            route = getattr(scope.get("route"), "path", "none")
+            method = scope["method"] if route != "none" else "none"
+            self._metrics.requests.labels(method, route, status).inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - began)

@@ -17,7 +17,8 @@ from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.ids import as_ids
 from tfrs_negatives.index.build.tuning import Probes, draw_probes, lowest_score_of_top, tune
 from tfrs_negatives.index.retriever import Nature, TowerName, is_positive_integer
-from tfrs_negatives.index.search.answers import Answers, GraphRetriever, padding_id
+from tfrs_negatives.index.saved.load import GraphRetriever
+from tfrs_negatives.index.search.answers import Answers, padding_id
 from tfrs_negatives.index.search.backends import (
     Backend,
     ExactSearch,

@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.core.types import EMPTY_ID, Features
+from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.index.live.arrays import GrowingArray, Lookup
 from tfrs_negatives.index.retriever import (
     Asked,
     Nature,
     Retriever,
-    TowerName,
     check_item_ids,
     check_lists,
     check_upsert,
@@ -33,7 +32,6 @@ from tfrs_negatives.model.top_k import (
     merge_answers,
     queries_at_once,
 )
-from tfrs_negatives.towers.signature import FeatureSpecs
 
 _DEAD_ROWS = 1024
 """Rows of replaced and deleted vectors that are kept before any are thrown out."""
@@ -287,19 +285,19 @@ class DeltaIndex(Retriever):
     def __init__(self, frozen: Retriever, *, capacity: int = 10_000) -> None:
         if not is_positive_integer(capacity):
             raise bad_input("capacity", "a positive integer", repr(capacity))
-        self._frozen = frozen
+        self._behind = frozen
         self._capacity = capacity
         self._writing = threading.Lock()
         self._log = ChangeLog(frozen.nature, capacity=capacity)
 
     def __len__(self) -> int:
         changed = self._log.changed
-        return len(self._frozen) - len(changed.hidden) + changed.num_live
+        return len(self._behind) - len(changed.hidden) + changed.num_live
 
     @property
-    def frozen(self) -> Retriever:
-        """The index behind."""
-        return self._frozen
+    def behind(self) -> Retriever:
+        """The index that cannot change."""
+        return self._behind
 
     @property
     def capacity(self) -> int:
@@ -317,23 +315,9 @@ class DeltaIndex(Retriever):
         changed = self._log.changed
         return len(changed.hidden) - (changed.num_live - changed.num_new)
 
-    @property
-    def nature(self) -> Nature:
-        """What has to be known to ask it."""
-        return self._frozen.nature
-
-    @property
-    def item_signature(self) -> FeatureSpecs:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of an item, its id among them."""
-        return self._frozen.item_signature
-
-    def embed(self, tower: TowerName, features: Features) -> np.ndarray:
-        """Returns [B, D] float32: the vectors of checked features."""
-        return self._frozen.embed(tower, features)
-
     def contains(self, ids: Any) -> np.ndarray:
         """Returns [m] bool: whether each of some ids is an item that it holds."""
-        changed, behind = self._log.changed, self._frozen.contains(ids)
+        changed, behind = self._log.changed, self._behind.contains(ids)
         ids = np.asarray(ids)
         in_front = np.isin(ids, changed.ids[changed.alive])
         return in_front | (behind & ~np.isin(ids, changed.hidden))
@@ -352,14 +336,14 @@ class DeltaIndex(Retriever):
     def answer(self, vectors: np.ndarray, asked: Asked) -> Answer:
         """Finds the best items for checked query vectors [B, D] float32; see `top_k`."""
         changed = self._log.changed
-        behind = self._frozen.answer(
+        found = self._behind.answer(
             vectors,
             asked._replace(
-                k=min(asked.k, len(self._frozen)),
+                k=min(asked.k, len(self._behind)),
                 exclude=_with_hidden(asked.exclude, changed.hidden),
             ),
         )
-        return merge_answers([behind, changed.search(vectors, asked)], asked.k, self.padding_id)
+        return merge_answers([found, changed.search(vectors, asked)], asked.k, self.padding_id)
 
     def upsert(self, ids: Any, vectors: Any, *, groups: Any = None) -> None:
         """Adds items, or gives items another vector. All are found at once, or none.
@@ -376,7 +360,7 @@ class DeltaIndex(Retriever):
         """
         ids, vectors = check_upsert(ids, vectors, width=self.width, padding=self.padding_id)
         with self._writing:
-            self._log.upsert(ids, vectors, groups, self._frozen.contains(ids))
+            self._log.upsert(ids, vectors, groups, self._behind.contains(ids))
 
     def delete(self, ids: Any) -> None:
         """Deletes items. None of them is found any more, or an error is raised and all stay.
@@ -389,7 +373,7 @@ class DeltaIndex(Retriever):
         """
         ids = check_item_ids(ids, self.padding_id)
         with self._writing:
-            self._log.delete(ids, self._frozen.contains(ids))
+            self._log.delete(ids, self._behind.contains(ids))
 
 
 def _with_hidden(excluded: np.ndarray | None, hidden: np.ndarray) -> np.ndarray | None:

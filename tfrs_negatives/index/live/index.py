@@ -219,18 +219,9 @@ class LiveIndex(Retriever):
         return self._current.model
 
     @property
-    def nature(self) -> Nature:
-        """What has to be known to ask it."""
-        return self._current.nature
-
-    @property
-    def item_signature(self) -> FeatureSpecs:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the item tower reads."""
-        return self._current.item_signature
-
-    def embed(self, tower: TowerName, features: Features) -> np.ndarray:
-        """Returns [B, D] float32: the vectors of checked features."""
-        return self._current.embed(tower, features)
+    def behind(self) -> Retriever:
+        """The present model and the items as it embeds them."""
+        return self._current
 
     def contains(self, ids: Any) -> np.ndarray:
         """Returns [m] bool: whether each of some ids is an item that it holds."""

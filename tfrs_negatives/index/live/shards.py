@@ -12,13 +12,10 @@ import numpy as np
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.files import drafted, write_text
-from tfrs_negatives.core.types import Features
 from tfrs_negatives.index.build.build import build_index
 from tfrs_negatives.index.retriever import (
     Asked,
-    Nature,
     Retriever,
-    TowerName,
     is_positive_integer,
 )
 from tfrs_negatives.index.saved.export import export_index
@@ -26,7 +23,6 @@ from tfrs_negatives.index.saved.load import LoadedIndex, load_index
 from tfrs_negatives.model.corpus import check_item_vectors, embed_items
 from tfrs_negatives.model.retrieval_model import RetrievalModel
 from tfrs_negatives.model.top_k import Answer, merge_answers
-from tfrs_negatives.towers.signature import FeatureSpecs
 
 _SHARDS_NAME = "shards.json"
 
@@ -87,18 +83,9 @@ class ShardedIndex(Retriever):
         return self._shards
 
     @property
-    def nature(self) -> Nature:
-        """What has to be known to ask it."""
-        return self._shards[0].nature
-
-    @property
-    def item_signature(self) -> FeatureSpecs:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of an item, its id among them."""
-        return self._shards[0].item_signature
-
-    def embed(self, tower: TowerName, features: Features) -> np.ndarray:
-        """Returns [B, D] float32: the vectors of checked features."""
-        return self._shards[0].embed(tower, features)
+    def behind(self) -> Retriever:
+        """The index whose model it has."""
+        return self._shards[0]
 
     def contains(self, ids: Any) -> np.ndarray:
         """Returns [m] bool: whether each of some ids is an item of any part."""

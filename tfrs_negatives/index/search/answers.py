@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.data.ids import to_keys
-from tfrs_negatives.index.retriever import Asked, Retriever, check_lists
-from tfrs_negatives.index.search.backends import Backend, queries_per_search
+from tfrs_negatives.index.search.backends import Backend
 from tfrs_negatives.index.search.filters import FilteredSearch, Groups, Numbering
-from tfrs_negatives.model.top_k import MISSING, Answer, in_parts
+from tfrs_negatives.model.top_k import MISSING
 
 
 class Answers(tf.Module):
@@ -93,61 +91,6 @@ class Answers(tf.Module):
         return answer, contains
 
 
-class GraphRetriever(Retriever):
-    """An index whose answers come from the graph of `Answers`, traced here or restored."""
-
-    @property
-    @abstractmethod
-    def kind(self) -> str:
-        """The kind of its search, "exact" or "scann"."""
-
-    @property
-    @abstractmethod
-    def functions(self) -> tuple[Any, Any]:
-        """`answer` and `contains`, as `Answers.functions` returns them."""
-
-    def contains(self, ids: Any) -> np.ndarray:
-        """Returns [m] bool: whether each of some ids is an item that it holds."""
-        wanted = check_lists(list(ids), 1, argument="ids", padding=self.padding_id)
-        assert wanted is not None  # noqa: S101
-        found: np.ndarray = self.functions[1](_as_tensor(wanted[0])).numpy()
-        return found
-
-    def answer(self, vectors: np.ndarray, asked: Asked) -> Answer:
-        """Finds the best items for checked query vectors [B, D] float32; see `top_k`."""
-        lists = self._lists(asked)
-
-        def search(part: slice) -> Answer:
-            of_part = [_rows(ids, part) for ids in lists]
-            found = self.functions[0](tf.constant(vectors[part]), tf.constant(asked.k), *of_part)
-            return found["scores"].numpy(), plain_ids(found["ids"].numpy())
-
-        filtered = lists[0] is not None
-        at_once = queries_per_search(self.kind, len(self), filtered=filtered)
-        return in_parts(search, len(vectors), at_once)
-
-    def _lists(self, asked: Asked) -> list[tf.Tensor | None]:
-        """Returns what the graph reads: it has no filter without `exclude`."""
-        lists = [asked.exclude, asked.allow, asked.allow_groups]
-        if lists[0] is None and any(ids is not None for ids in lists):
-            lists[0] = np.empty([1, 0], object if isinstance(self.padding_id, str) else np.int64)
-        return [None if ids is None else _as_tensor(ids) for ids in lists]
-
-
 def padding_id(ids: np.ndarray) -> int | str:
     """Returns the id that stands for "no item" beside ids of this dtype."""
     return "" if ids.dtype.kind == "U" else -1
-
-
-def plain_ids(ids: np.ndarray) -> np.ndarray:
-    """Returns ids as numpy users know them: strings are strings and no bytes."""
-    return np.char.decode(ids.astype("S"), "utf-8") if ids.dtype == object else ids
-
-
-def _as_tensor(lists: np.ndarray) -> tf.Tensor:
-    return tf.constant(lists.astype(object) if lists.dtype.kind == "U" else lists)
-
-
-def _rows(lists: tf.Tensor | None, part: slice) -> tf.Tensor | None:
-    # One list for all queries stays one.
-    return lists if lists is None or len(lists) == 1 else lists[part]

@@ -125,7 +125,7 @@ class Backend(tf.Module):
 
     def search_arrays(self, queries: np.ndarray, k: int) -> Answer:
         """Does `search` outside a graph, on as many queries at a time as memory allows."""
-        at_once = queries_per_search(self.kind, self.num_items)
+        at_once = queries_at_once(self.num_items, kind=self.kind)
         return in_parts(
             lambda part: self.search(tf.constant(queries[part]), k), len(queries), at_once
         )
@@ -138,19 +138,6 @@ def ask_the_finite(
     usable = tf.reduce_all(tf.math.is_finite(queries), axis=1, keepdims=True)
     scores, rows = search(tf.where(usable, queries, 0.0))
     return tf.where(usable, scores, -math.inf), tf.where(usable, rows, MISSING)
-
-
-def queries_per_search(kind: str, num_items: int, *, filtered: bool = False) -> int:
-    """Returns how many queries a search may be given, so that what it holds fits in memory.
-
-    Example:
-        >>> queries_per_search("exact", 2**20), queries_per_search("scann", 2**20)
-        (64, 4096)
-    """
-    if kind == "exact":
-        return queries_at_once(num_items)
-    # A filter fetches up to a fiftieth of the corpus for each query.
-    return 256 if filtered else 4096
 
 
 class ExactSearch(Backend):
