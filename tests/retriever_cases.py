@@ -3,9 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.index.arguments import check_features, check_k, check_lists, check_vectors
-from tfrs_negatives.index.retriever import Retriever
+from tfrs_negatives.index.retriever import Nature, Retriever
 
 
 def brute_force(items, queries, k, *, exclude=None, allow=None, allow_groups=None, padding=-1):
@@ -49,50 +47,42 @@ class NumpyRetriever(Retriever):
         return len(self.ids)
 
     @property
-    def padding_id(self):
-        return "" if self.ids.dtype.kind == "U" else -1
-
-    @property
-    def query_signature(self):
-        return {"vector": tf.TensorSpec([None, self.width], tf.float32)}
+    def nature(self):
+        width = self.vectors.shape[1]
+        groups = None
+        if self.groups is not None:
+            groups = "" if self.groups.dtype.kind == "U" else -(2**63)
+        return Nature(
+            width=width,
+            padding_id="" if self.ids.dtype.kind == "U" else -1,
+            group_padding=groups,
+            query_signature={"vector": tf.TensorSpec([None, width], tf.float32)},
+        )
 
     @property
     def item_signature(self):
         dtype = tf.string if self.padding_id == "" else tf.int64
         return {"item_id": tf.TensorSpec([None], dtype), **self.query_signature}
 
-    @property
-    def width(self):
-        return self.vectors.shape[1]
-
-    def embed_query(self, features):
-        return check_features(features, self.query_signature)["vector"].numpy() * self.scale
-
-    def embed_item(self, features):
-        return check_features(features, self.item_signature)["vector"].numpy() * self.scale
+    def embed(self, tower, features):
+        return features["vector"].numpy() * self.scale
 
     def contains(self, ids):
         return np.isin(np.asarray(ids), self.ids)
 
-    def search(self, vectors, k, *, exclude=None, allow=None, allow_groups=None):
-        k = check_k(k, len(self), f"at most the {len(self)} items of the index")
-        queries = check_vectors(vectors, self.width)
-        kept = np.ones([len(queries), len(self)], bool)
-        kept &= ~self._marks(self.ids, exclude, kept, "exclude", False)
-        kept &= self._marks(self.ids, allow, kept, "allow", True)
-        if allow_groups is not None and self.groups is None:
-            raise bad_input("allow_groups", "None: the index has no groups", repr(allow_groups))
-        kept &= self._marks(self.groups, allow_groups, kept, "allow_groups", True)
-        scores = np.where(kept, queries @ self.vectors.T, np.float32(-np.inf))
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    def answer(self, vectors, asked):
+        kept = np.ones([len(vectors), len(self)], bool)
+        kept &= ~self._marks(self.ids, asked.exclude, self.padding_id, False)
+        kept &= self._marks(self.ids, asked.allow, self.padding_id, True)
+        kept &= self._marks(self.groups, asked.allow_groups, self.nature.group_padding, True)
+        scores = np.where(kept, vectors @ self.vectors.T, np.float32(-np.inf))
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : asked.k]
         scores = np.take_along_axis(scores, order, 1)
         return scores, np.where(scores == -np.inf, self.padding_id, self.ids[order])
 
-    def _marks(self, values, lists, kept, argument, without):
+    def _marks(self, values, lists, padding, without):
         if lists is None:
-            return np.full(kept.shape, without)
-        padding = "" if values.dtype.kind == "U" else -1
-        rows = check_lists(lists, len(kept), argument=argument, padding=padding)
-        rows = rows.astype(str) if padding == "" else rows
+            return np.bool_(without)
+        rows = lists.astype(str) if padding == "" else lists
         marks = [np.isin(values, row) & (values != padding) for row in rows]
         return np.array(marks).reshape(len(rows), len(values))

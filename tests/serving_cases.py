@@ -9,8 +9,7 @@ import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.files import put_in_place
-from tfrs_negatives.index.arguments import check_features, check_k, check_lists
-from tfrs_negatives.index.retriever import Retriever
+from tfrs_negatives.index.retriever import Nature, Retriever
 from tfrs_negatives.index.saved import archive
 from tfrs_negatives.runs.tables import write_columns
 from tfrs_negatives.serve.deployment import Deployment
@@ -53,19 +52,9 @@ class FakeIndex(Retriever):
         return len(self.vectors)
 
     @property
-    def padding_id(self):
-        return self.padding
-
-    @property
-    def width(self):
-        return 2
-
-    @property
-    def query_signature(self):
-        return {
-            "user": tf.TensorSpec([None], tf.string),
-            "age": tf.TensorSpec([None], tf.int64),
-        }
+    def nature(self):
+        user = {"user": tf.TensorSpec([None], tf.string), "age": tf.TensorSpec([None], tf.int64)}
+        return Nature(2, self.padding, -(2**63), user)
 
     @property
     def item_signature(self):
@@ -80,13 +69,12 @@ class FakeIndex(Retriever):
     def num_deleted(self):
         return len(self.gone)
 
-    def embed_query(self, features):
-        users = check_features(features, self.query_signature)["user"].numpy()
+    def embed(self, tower, features):
+        if tower == "item":
+            return features["place"].numpy()
+        users = features["user"].numpy()
         rows = [int(user[1:]) if user[1:].isdigit() else 0 for user in users]
         return self.users[np.array(rows) % NUM_USERS]
-
-    def embed_item(self, features):
-        return check_features(features, self.item_signature)["place"].numpy()
 
     def contains(self, ids):
         return np.array([item in self.vectors for item in ids], bool)
@@ -102,14 +90,14 @@ class FakeIndex(Retriever):
         self.changed -= set(ids)
         self.gone |= set(ids) & self.frozen
 
-    def search(self, vectors, k, *, exclude=None, allow=None, allow_groups=None):
+    def answer(self, vectors, asked):
+        k, allow_groups = asked.k, asked.allow_groups
         self.started.set()
         assert self.gate.wait(20)
         self.sizes.append(len(vectors))
         if self.poison is not None and np.isin(self.users[self.poison], vectors).all():
             raise RuntimeError("a search that cannot be")
-        check_k(k, len(self), "at most the corpus")
-        lists = [self._lists(n, ids, len(vectors)) for n, ids in locals_of(exclude, allow)]
+        lists = [None if x is None else x.tolist() for x in (asked.exclude, asked.allow)]
         ids = list(self.vectors)
         table = np.stack([self.vectors[item] for item in ids])
         scores = np.full([len(vectors), k], -np.inf, np.float32)
@@ -126,14 +114,6 @@ class FakeIndex(Retriever):
                 if np.isfinite(all_scores[place]):
                     scores[row, column], found[row, column] = all_scores[place], ids[place]
         return scores, found
-
-    def _lists(self, name, ids, number):
-        lists = check_lists(ids, number, argument=name, padding=self.padding)
-        return None if lists is None else [set(row) for row in lists.tolist()]
-
-
-def locals_of(exclude, allow):
-    return [("exclude", exclude), ("allow", allow)]
 
 
 def write_export(folder, *, offset=0.0, seed=0, padding_id=-1):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "tfrs_negatives"
 # A module imports only what stands before it, or beside it in its own folder.
 ORDER = (
-    "core", "data", "towers", "step", "model", "clustering", "evaluation", "index", "mining",
+    "core", "data", "towers", "step", "model", "clustering", "mining", "evaluation", "index",
     "runs", "serve", "compare", "tune", "cli",
 )  # fmt: skip
 MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}

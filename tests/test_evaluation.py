@@ -330,9 +330,9 @@ def test_bad_input(arguments, message):
 def test_vectors_that_are_not_finite_name_the_tower(bad):
     vectors = np.ones((3, 2))
     vectors[1, 0] = bad
-    with pytest.raises(InputError, match=r"`model.item_vectors`: .* in 1 of 3 vectors"):
+    with pytest.raises(InputError, match=rf"`item_vectors`: .* {bad} for the item 101"):
         evaluate(FakeModel(np.ones((2, 2)), vectors), log((0, 0)), ks=[1])
-    with pytest.raises(InputError, match=r"`model.query_vectors`: .* in 1 of 2 vectors"):
+    with pytest.raises(InputError, match=rf"`query_vectors`: .* {bad} for the query 1"):
         evaluate(FakeModel(vectors[:2], np.ones((3, 2))), log((0, 0), (1, 0)), ks=[1])
 
 

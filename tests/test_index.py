@@ -7,8 +7,8 @@ from index_cases import NUM_USERS, FakeModel, index_with_a_small_leaf, make_mode
 
 from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.index import build_index
-from tfrs_negatives.index.arguments import check_features
 from tfrs_negatives.index.search.backends import Depth, ScannSearch, ScannSettings
+from tfrs_negatives.towers.signature import check_features
 
 
 def slow_top_k(model, users, k):
@@ -148,7 +148,7 @@ def test_queries_are_searched_in_parts_that_memory_allows(monkeypatch):
     index = build_index(make_model(30))
     users = {"user_id": np.arange(NUM_USERS)}
     scores, ids = index.top_k(users, k=3)
-    monkeypatch.setattr("tfrs_negatives.index.search.backends._CELLS_AT_ONCE", 30 * 7)
+    monkeypatch.setattr("tfrs_negatives.model.top_k.CELLS_AT_ONCE", 30 * 7)
     again = index.top_k(users, k=3)
     np.testing.assert_array_equal(ids, again[1])
     np.testing.assert_allclose(scores, again[0], rtol=1e-5)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from retriever_cases import NumpyRetriever, brute_force
 
 from tfrs_negatives.core.errors import InputError
-from tfrs_negatives.index.live.changes import ChangeLog
-from tfrs_negatives.index.live.delta import DeltaIndex
+from tfrs_negatives.index.live.delta import ChangeLog, DeltaIndex
+from tfrs_negatives.index.retriever import Asked, Nature
 
 WIDTH = 4
 POOL = np.random.default_rng(0).normal(size=[400, WIDTH]).astype(np.float32)
@@ -96,7 +96,7 @@ def contents(index):
     """Id -> vector from the frozen index and the changes."""
     ids, vectors, _, deleted = index.changes()
     gone = {*ids.tolist(), *deleted.tolist()}
-    old = zip(index.frozen.ids.tolist(), index.frozen.vectors, strict=True)
+    old = zip(index.behind.ids.tolist(), index.behind.vectors, strict=True)
     kept = {i: tuple(v) for i, v in old if i not in gone}
     assert index.num_upserted == len(ids)
     assert index.num_deleted == len(deleted)
@@ -201,22 +201,22 @@ def test_the_capacity_counts_different_items_and_what_is_deleted():
 
 
 def test_a_snapshot_that_was_taken_stays_as_it_was():
-    log = ChangeLog(WIDTH, padding=-1, capacity=100)
+    log = ChangeLog(Nature(WIDTH, -1, None, {}), capacity=100)
     kept = []
     for number in range(5000):
         item = number % 60
         log.upsert(np.array([item]), POOL[[number % 400]], [item], np.array([item < 30]))
         if number % 500 == 0:
-            snapshot = log.snapshot
-            answer = snapshot.search(QUERIES, 5, snapshot.mask(None, None))
-            kept.append((snapshot, [np.copy(a) for a in (*answer, snapshot.hidden)]))
-    for snapshot, before in kept:
-        after = (*snapshot.search(QUERIES, 5, snapshot.mask(None, None)), snapshot.hidden)
+            changed = log.changed
+            answer = changed.search(QUERIES, Asked(5))
+            kept.append((changed, [np.copy(a) for a in (*answer, changed.hidden)]))
+    for changed, before in kept:
+        after = (*changed.search(QUERIES, Asked(5)), changed.hidden)
         for first, second in zip(before, after, strict=True):
             np.testing.assert_array_equal(first, second)
     # Rows of replaced vectors do not pile up.
-    assert len(log.snapshot.ids) < 1024 + 3 * 60
-    assert sorted(log.snapshot.ids[log.snapshot.alive]) == list(range(60))
+    assert len(log.changed.ids) < 1024 + 3 * 60
+    assert sorted(log.changed.ids[log.changed.alive]) == list(range(60))
 
 
 def test_many_queries_are_answered_in_parts(monkeypatch):
@@ -225,7 +225,7 @@ def test_many_queries_are_answered_in_parts(monkeypatch):
     many = np.repeat(QUERIES, 25, axis=0)
     lists = [[50]] * 25 + [[51, 5]] * 25
     whole = index.search(many, 8, exclude=lists)
-    monkeypatch.setattr("tfrs_negatives.index.live.changes._CELLS_AT_ONCE", 7)
+    monkeypatch.setattr("tfrs_negatives.model.top_k.CELLS_AT_ONCE", 7)
     for first, second in zip(whole, index.search(many, 8, exclude=lists), strict=True):
         np.testing.assert_array_equal(first, second)
     assert {len(part) for part in whole} == {50}
@@ -234,8 +234,8 @@ def test_many_queries_are_answered_in_parts(monkeypatch):
 
 def test_towers_and_signatures_are_those_behind():
     index, _ = make(6)
-    assert index.query_signature == index.frozen.query_signature
-    assert index.item_signature == index.frozen.item_signature
+    assert index.query_signature == index.behind.query_signature
+    assert index.item_signature == index.behind.item_signature
     index.upsert([50], index.embed_item({"item_id": [50], "vector": 9 * QUERIES[:1]}))
     assert index.top_k({"vector": QUERIES[:1]}, 2)[1][0, 0] == 50
     with pytest.raises(InputError, match="capacity"):

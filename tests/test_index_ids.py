@@ -15,7 +15,7 @@ from index_cases import make_model
 
 from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.index import build_index, vectors_to_parquet
-from tfrs_negatives.index.arguments import check_item_ids, check_lists
+from tfrs_negatives.index.retriever import check_item_ids, check_lists
 
 INTEGERS = [
     [5, 7],

@@ -13,7 +13,7 @@ from retriever_cases import brute_force
 from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.index import LiveIndex, export_index, load_index
-from tfrs_negatives.index.saved.locks import ReadWriteLock
+from tfrs_negatives.index.live.index import ReadWriteLock
 from tfrs_negatives.index.search.backends import Depth, ScannSettings
 
 WIDTH = 8

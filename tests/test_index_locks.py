@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tfrs_negatives.index.saved.locks import ReadWriteLock
+from tfrs_negatives.index.live.index import ReadWriteLock
 
 
 def test_readers_share_the_lock_and_a_writer_has_it_alone():

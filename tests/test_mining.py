@@ -470,7 +470,7 @@ def test_fit_mines_anew_and_trains_with_what_it_found(tmp_path, caplog):
         ({"rank_range": (5, 1)}, "rank_range"),
         ({"num": 3}, "mining"),
         ({"margin": 0.1}, "mining"),
-        ({"index_kind": "hnsw"}, "index_kind"),
+        ({"build_index": "hnsw"}, "build_index"),
         ({"batch_size": 0}, "batch_size"),
     ],
     ids=str,

@@ -12,10 +12,9 @@ from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.data import Interactions
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.schema import Column
-from tfrs_negatives.index.arguments import check_features
 from tfrs_negatives.towers.build import build_tower
 from tfrs_negatives.towers.features import infer_features
-from tfrs_negatives.towers.signature import FeatureSignature, may_miss
+from tfrs_negatives.towers.signature import FeatureSignature, check_features, may_miss
 
 OWN = Column("query", missing="own")
 COLUMNS = {"age": OWN, "city": OWN, "visits": OWN, "vector": OWN, "past": OWN}

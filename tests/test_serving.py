@@ -83,7 +83,7 @@ def test_the_best_items_of_a_query_by_its_id_or_its_features(client, deployment,
     assert first["title"] == f"<b>Film & {ids[0]}</b>"
     assert first["training_events"] == ids[0] - ITEM_IDS[0]
     assert (answer["run"], answer["k"], answer["found"]) == ("first", 4, 4)
-    export = deployment.snapshot.export
+    export = deployment.served.export
     assert answer["export"] == {"created": "export 0", "checksum": export.checksum}
 
 
@@ -108,7 +108,7 @@ def test_filters(client):
 
 
 def test_the_history_is_left_out_where_that_is_asked_for(client, deployment):
-    seen = deployment.snapshot.tables.history.of("u4")[0]
+    seen = deployment.served.tables.history.of("u4")[0]
     # Of the log, without the few events that the split keeps for the test.
     assert set(seen) <= {item for user, item, _ in events() if user == "u4"}
     assert len(seen) >= 4
@@ -135,7 +135,7 @@ def test_string_ids(tmp_path):
 
 
 def test_concurrent_requests_form_batches_and_each_gets_its_own_answer(deployment):
-    index = deployment.snapshot.index
+    index = deployment.served.index
     index.hold()
     bodies = [{"query_id": user, "k": 1 + n % 7} for n, user in enumerate(USERS)]
     bodies[3]["exclude"] = best("u3", 2)[0]
@@ -160,7 +160,7 @@ def test_concurrent_requests_form_batches_and_each_gets_its_own_answer(deploymen
 async def ask_together(deployment, bodies):
     """The first one occupies the thread until all others wait."""
     app = create_app([deployment])
-    index = deployment.snapshot.index
+    index = deployment.served.index
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),
@@ -178,7 +178,7 @@ async def ask_together(deployment, bodies):
 
 
 def test_a_search_that_fails_for_one_does_not_fail_its_neighbours(deployment):
-    index = deployment.snapshot.index
+    index = deployment.served.index
     index.hold()
     index.poison = 2
     original = index.search
@@ -198,7 +198,7 @@ def test_a_search_that_fails_for_one_does_not_fail_its_neighbours(deployment):
 
 
 def test_overload_is_503_and_says_when_to_come_again(deployment):
-    index = deployment.snapshot.index
+    index = deployment.served.index
     index.hold()
     with client_of(deployment, max_queue=1, timeout=0.3) as client:
         threads = [threading.Thread(target=recommend, args=[client], kwargs={"query_id": "u1"})]
@@ -278,7 +278,7 @@ def test_an_item_without_room_changes_nothing(run_folder):
     items = {7: KeptItem({"place": [1, 2]}), 8: KeptItem({"place": [1, 2]}, group=4)}
     with pytest.raises(InputError, match="at most 1 changed items"):
         deployment.upsert(items)
-    assert not deployment.snapshot.index.contains([7, 8]).any()
+    assert not deployment.served.index.contains([7, 8]).any()
 
 
 def test_the_id_among_the_features_must_be_that_of_the_item(client):
@@ -352,7 +352,7 @@ def test_changes_are_done_again_on_the_next_export(tmp_path):
     deployment.delete(["101", "9"])
     write_export(folder / "index", offset=50, seed=3)
     deployment.refresh()
-    index = deployment.snapshot.index
+    index = deployment.served.index
     assert index.offset == 50
     assert index.contains([7, 8, 9, 101, 102]).tolist() == [True, True, False, False, True]
     assert index.groups[8] == 5
@@ -367,13 +367,13 @@ def test_a_deleted_item_may_come_back(tmp_path):
     deployment.upsert({101: KeptItem({"place": [1, 2]})})
     write_export(folder / "index", seed=3)
     deployment.refresh()
-    assert deployment.snapshot.index.contains([101]).all()
+    assert deployment.served.index.contains([101]).all()
 
 
 def test_a_damaged_export_is_refused_by_name_and_the_old_one_stays(tmp_path, caplog):
     folder = write_run(tmp_path / "first")
     deployment = deploy(folder)
-    before = deployment.snapshot
+    before = deployment.served
     with client_of(deployment) as client:
         other = tmp_path / "other"
         write_export(other, offset=9)
@@ -383,7 +383,7 @@ def test_a_damaged_export_is_refused_by_name_and_the_old_one_stays(tmp_path, cap
         (folder / "index").rename(tmp_path / "old")
         other.rename(folder / "index")
         await_swap(deployment)
-        assert deployment.snapshot is before
+        assert deployment.served is before
         assert recommend(client, query_id="u1").json()["export"]["created"] == "export 0"
         assert client.get("/ready").status_code == 200
         text = client.get("/metrics").text
@@ -439,7 +439,7 @@ def test_an_export_that_goes_away_while_it_is_read_is_none_to_refuse(tmp_path):
     assert deployment.num_refused == 0
     deployment._open_index = kept
     deployment.refresh()
-    assert deployment.snapshot.index.offset == 2
+    assert deployment.served.index.offset == 2
 
 
 # ------------------------------------------------------------------ what else there is to ask
@@ -489,7 +489,7 @@ def test_two_runs_side_by_side(tmp_path, run_folder):
         assert [run["name"] for run in client.get("/runs").json()["runs"]] == ["first", "second"]
         answer = recommend(client, query_id="u2", run="second", k=3)
         assert answer.json()["run"] == "second"
-        assert ids_of(answer) == best("u2", 3, index=second.snapshot.index)[0]
+        assert ids_of(answer) == best("u2", 3, index=second.served.index)[0]
         assert recommend(client, query_id="u2", k=3).json()["run"] == "first"
         other = client.get("/history", params={"query_id": "u2", "run": "third"})
         assert other.status_code == 404

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tfrs_negatives.serve.batcher import Batcher, Overloaded
+from tfrs_negatives.serve.answers import Batcher, Overloaded
 
 
 class Work:

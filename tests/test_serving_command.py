@@ -10,7 +10,7 @@ from serving_cases import open_fake, write_run
 from tfrs_negatives.cli.serve import read_token
 from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.serve.deployment import Deployment
-from tfrs_negatives.serve.server import spare_collections
+from tfrs_negatives.serve.server import freeze_loaded
 
 
 @pytest.fixture
@@ -121,12 +121,12 @@ def test_what_is_loaded_is_spared_by_collections_and_what_was_left_behind_is_fre
 
     kept, left = Ring(), Ring()
     try:
-        spare_collections()
+        freeze_loaded()
         assert gc.get_freeze_count() > 1000
         del left
         gc.collect()
         assert freed == []
-        spare_collections()
+        freeze_loaded()
         assert freed == [True]
         assert kept.me is kept
     finally:

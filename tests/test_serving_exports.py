@@ -1,12 +1,17 @@
 """Real exports in service: changes meet the item tower of the export that takes over."""
 
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from index_cases import NUM_USERS, make_model
 
 from tfrs_negatives.index import build_index, export_index
 from tfrs_negatives.runs.tables import write_columns
 from tfrs_negatives.serve.answers import answer_batch
+from tfrs_negatives.serve.app import create_app
 from tfrs_negatives.serve.deployment import Deployment, KeptItem
 from tfrs_negatives.serve.schemas import Recommend
 
@@ -41,7 +46,7 @@ def deployment(models, tmp_path):
 
 def ranking(deployment, user):
     request = Recommend(query_id=user, k=NUM_ITEMS)
-    (answer,) = answer_batch(deployment.snapshot, [request])
+    (answer,) = answer_batch(deployment.served, [request])
     return {item.id: item.score for item in answer.items}
 
 
@@ -86,7 +91,39 @@ def test_requests_of_all_lengths_in_one_batch(models, deployment):
     requests = [
         Recommend(query_id=user, k=1 + user % 9, exclude=ids[: 3 * user]) for user in range(12)
     ]
-    for user, answer in enumerate(answer_batch(deployment.snapshot, requests)):
+    for user, answer in enumerate(answer_batch(deployment.served, requests)):
         left = {i: score(models[0], user, row) for row, i in enumerate(ids) if row >= 3 * user}
         expected = sorted(left, key=left.get, reverse=True)[: 1 + user % 9]
         assert [item.id for item in answer.items] == expected
+
+
+def test_a_query_passes_the_modules_that_the_page_lists(deployment):
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "architecture.md").read_text()
+    section = page.split("## An HTTP query to ids")[1].split("\n## ")[0]
+    hops = [
+        line.split("`")[1]
+        for line in section.splitlines()
+        if line[:3] in {f"| {n}" for n in range(1, 8)}
+    ]
+    looked_up = {name for name in section.split("`")[1::2] if "/" in name} - set(hops)
+    deployment.upsert({NEW: KeptItem({"row": 7})})
+    body = {"query_id": 3, "k": 5, "exclude": [NEW]}
+    passed = []
+
+    def record(frame, event, argument):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(root / "tfrs_negatives"):
+            passed.append(path.relative_to(root / "tfrs_negatives").with_suffix("").as_posix())
+
+    threading.setprofile(record)
+    try:
+        with TestClient(create_app([deployment], look_every=3600)) as client:
+            client.post("/recommend", json=body)  # traces graphs
+            passed.clear()
+            assert len(client.post("/recommend", json=body).json()["items"]) == 5
+    finally:
+        threading.setprofile(None)
+    first = list(dict.fromkeys(passed))
+    assert [name for name in first if name in hops] == hops
+    assert set(first) - set(hops) <= looked_up

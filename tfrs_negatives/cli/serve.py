@@ -61,17 +61,16 @@ def serve(
     """
     token = read_token(token_file, os.environ)
     with importing("serve", extra="serve"):
-        from tfrs_negatives.serve.app import LOOPBACK_NAMES, create_app
+        from tfrs_negatives.serve.app import LOOPBACK_NAMES, create_app, is_loopback
         from tfrs_negatives.serve.deployment import Deployment
-        from tfrs_negatives.serve.guards import is_loopback
-        from tfrs_negatives.serve.server import listen, run_server, spare_collections
+        from tfrs_negatives.serve.server import freeze_loaded, listen, run_server
     local = is_loopback(host)
     if not local and token is None:
         expected = f"a token beyond this machine: --token-file or {TOKEN_VARIABLE}"
         raise bad_input("host", expected, f"{host} without one")
     folders = [run] if beside is None else [run, beside]
     deployments = [
-        Deployment(folder, name, after_load=spare_collections)
+        Deployment(folder, name, after_load=freeze_loaded)
         for folder, name in zip(folders, _names(folders), strict=True)
     ]
     app = create_app(

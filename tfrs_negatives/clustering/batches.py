@@ -13,6 +13,7 @@ from tfrs_negatives.clustering.clusters import balanced_clusters, cluster_bounds
 from tfrs_negatives.clustering.epoch_order import Schedule, clustered_order, doubling
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.data.interactions import Interactions
+from tfrs_negatives.model.corpus import embed_queries
 from tfrs_negatives.model.retrieval_model import RetrievalModel
 
 logger = logging.getLogger("tfrs_negatives")
@@ -162,10 +163,8 @@ class ClusteredBatches:
     def _embed(self, model: RetrievalModel) -> np.ndarray:
         names = set(model.query_signature)
         columns = {n: c for n, c in self.query_features.items() if n in names}
-        queries = tf.data.Dataset.from_tensor_slices(columns).batch(4096)
-        vectors = [model.query_vectors(features).numpy() for features in queries]
         # Queries of several vectors are near each other where all of these are.
-        return np.concatenate(vectors).reshape(self.num_queries, -1)
+        return embed_queries(model, columns, 4096)
 
     def order(self, epoch: int) -> np.ndarray:
         """Returns [E] int64: the row numbers of the log in the order of an epoch.

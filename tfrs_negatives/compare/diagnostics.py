@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfrs_negatives.core.files import write_text
 from tfrs_negatives.data import Interactions, RetrievalData
 from tfrs_negatives.evaluation.held_out import hold_out
+from tfrs_negatives.model.corpus import embed_items, embed_queries
 from tfrs_negatives.model.two_tower import TwoTower
 from tfrs_negatives.runs import files
 from tfrs_negatives.runs.train import load_run
@@ -73,14 +74,9 @@ def _scores(
     model: TwoTower, events: Interactions, columns: list[np.ndarray]
 ) -> tuple[np.ndarray, ...]:
     """Scores the query of each event [E] with the item at its row in each of the columns."""
-    parts = []
-    for begin in range(0, len(events), ROWS_AT_ONCE):
-        rows = slice(begin, begin + ROWS_AT_ONCE)
-        features = {n: tf.constant(c[rows]) for n, c in events.query_features.items()}
-        queries = model.query_vectors(features)
-        vectors = [model.item_vectors(model.items.gather(column[rows])) for column in columns]
-        parts.append([tf.reduce_sum(queries * items, axis=1).numpy() for items in vectors])
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    queries = embed_queries(model, events.query_features, ROWS_AT_ONCE)
+    items = embed_items(model, ROWS_AT_ONCE)
+    return tuple(tf.reduce_sum(queries * items[rows], axis=1).numpy() for rows in columns)
 
 
 def compare_log_q(model: TwoTower, data: RetrievalData, *, seed: int = 0) -> dict[str, Any] | None:

@@ -5,34 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.interactions import Interactions
+from tfrs_negatives.data.query_items import QueryItems
 
 _log = logging.getLogger("tfrs_negatives")
-
-
-class Pairs(NamedTuple):
-    """P distinct (query, item) pairs, sorted by query.
-
-    Attributes:
-        queries: [P] int64, query numbers.
-        rows: [P] int64, catalogue rows.
-    """
-
-    queries: np.ndarray
-    rows: np.ndarray
-
-    def of(self, chunk: np.ndarray) -> Pairs:
-        """Returns the pairs of some queries [q], which are numbered from 0 in that order."""
-        first, last = np.searchsorted(self.queries, [chunk, chunk + 1])
-        counts = last - first
-        places = np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
-        return Pairs(np.repeat(np.arange(len(chunk)), counts), self.rows[places])
 
 
 @dataclass(frozen=True)
@@ -48,8 +29,8 @@ class HeldOut:
     """
 
     query_features: Mapping[str, np.ndarray]
-    relevant: Pairs
-    seen: Pairs
+    relevant: QueryItems
+    seen: QueryItems
     num_skipped_queries: int
     num_excluded_pairs: int
 
@@ -75,24 +56,23 @@ def hold_out(test: Interactions, items: ItemCatalogue, *, exclude: Interactions 
         raise bad_input("test", "at least one event", "an empty log")
     # As of the first event: the later ones may know, in a history, what is to be found.
     features, query_of_event = test.queries(moment="first")
-    held_out = np.unique(query_of_event * len(items) + test.item_rows(items))
-    hidden = held_out[:0]
+    held_out = QueryItems.distinct(query_of_event, test.item_rows(items))
+    hidden = QueryItems(held_out.queries[:0], held_out.rows[:0])
     if exclude is not None:
         queries, events = _match_queries(test, features, exclude)
-        hidden = np.unique(queries * len(items) + exclude.take(events).item_rows(items))
-    wanted = np.setdiff1d(held_out, hidden, assume_unique=True)
-    if not len(wanted):
+        hidden = QueryItems.distinct(queries, exclude.take(events).item_rows(items))
+    wanted = held_out.where(~hidden.holds(*held_out))
+    if not len(wanted.rows):
         raise bad_input(
-            "exclude", "a log that leaves something to find", f"all {len(held_out)} test pairs"
+            "exclude", "a log that leaves something to find", f"all {len(held_out.rows)} test pairs"
         )
-    kept = np.unique(wanted // len(items))
-    hidden = hidden[np.isin(hidden // len(items), kept)]
+    kept = np.unique(wanted.queries)
     return HeldOut(
         query_features={name: column[kept] for name, column in features.items()},
-        relevant=_pairs(wanted, len(items), kept),
-        seen=_pairs(hidden, len(items), kept),
+        relevant=wanted.of(kept),
+        seen=hidden.of(kept),
         num_skipped_queries=len(np.unique(query_of_event)) - len(kept),
-        num_excluded_pairs=len(held_out) - len(wanted),
+        num_excluded_pairs=len(held_out.rows) - len(wanted.rows),
     )
 
 
@@ -115,9 +95,3 @@ def _match_queries(
     if not len(events):
         _log.warning("`exclude`: none of its %d events is of a test query, by %r", len(theirs), key)
     return queries[events], events
-
-
-def _pairs(codes: np.ndarray, num_items: int, kept: np.ndarray) -> Pairs:
-    """Splits sorted codes (query * num_items + row), and numbers the kept queries from 0."""
-    queries, rows = np.divmod(codes, num_items)
-    return Pairs(np.searchsorted(kept, queries), rows)

@@ -18,11 +18,13 @@ import tensorflow as tf
 from rich.progress import track
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.evaluation.best_items import best_items
-from tfrs_negatives.evaluation.held_out import HeldOut, Pairs
+from tfrs_negatives.data.query_items import QueryItems
+from tfrs_negatives.evaluation.held_out import HeldOut
+from tfrs_negatives.model.corpus import embed_items, embed_queries
 from tfrs_negatives.model.retrieval_model import RetrievalModel
+from tfrs_negatives.model.top_k import Answer, best_items
 
-BestOfChunk: TypeAlias = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+BestOfChunk: TypeAlias = Callable[[np.ndarray, int], Answer]
 
 OTHER, WANTED, HIDDEN = 0, 1, 2
 PLACE_BYTES = 40
@@ -41,46 +43,29 @@ class Ranks(NamedTuple):
         recommended: k -> [N] int64, in how many of the lists of length k each item is.
     """
 
-    pairs: Pairs
+    pairs: QueryItems
     place: np.ndarray
     rank: np.ndarray
     recommended: dict[int, np.ndarray]
 
 
-def rank_held_out(
-    model: RetrievalModel,
-    held_out: HeldOut,
-    *,
-    ks: Sequence[int],
-    batch_size: int,
-    byte_budget: int,
-    progress: bool,
-) -> Ranks:
-    """Ranks the catalogue for each query.
+def searcher(
+    model: RetrievalModel, held_out: HeldOut, *, batch_size: int, byte_budget: int
+) -> BestOfChunk:
+    """Embeds the catalogue, and prepares the search of it for `rank_lists`.
 
     Args:
         model: gives vectors whose inner product is the score.
         held_out: Q queries.
-        ks: lengths of lists, ascending, none above the number of items.
-        batch_size: the most queries or items that go through a tower at once.
-        byte_budget: bytes that the lists of a chunk of queries may take, or its scores where they
-            are needed.
-        progress: whether to show a bar.
+        batch_size: the most items that go through a tower at once.
+        byte_budget: bytes that scores may take where they are needed.
 
     Raises:
         InputError: if a tower yields NaN or infinity, or vectors whose product overflows.
     """
-    vectors, largest = _embed_items(model, batch_size)
-    search = best_items(vectors, byte_budget=byte_budget)
-    return rank_lists(
-        lambda chunk, length: search(_embed_queries(model, held_out, chunk, largest), length),
-        held_out,
-        ks=ks,
-        num_items=len(model.items),
-        chunk_size=batch_size,
-        byte_budget=byte_budget,
-        progress=progress,
-    )
+    vectors = embed_items(model, batch_size)
+    largest, search = _largest_norm(vectors), best_items(vectors, byte_budget=byte_budget)
+    return lambda chunk, length: search(_embed_queries(model, held_out, chunk, largest), length)
 
 
 def rank_lists(
@@ -115,13 +100,13 @@ def rank_lists(
         scores = _scores_of(pairs, best_scores, best_rows, kinds == WANTED)
         best_scores, best_rows = _first(best_scores, best_rows, kinds == OTHER, ks[-1])
         order = np.lexsort((pairs.rows, -scores, pairs.queries))
-        pairs = Pairs(pairs.queries, pairs.rows[order])
+        pairs = QueryItems(pairs.queries, pairs.rows[order])
         place, rank = _place_and_rank(pairs.queries, scores[order], best_scores)
         _count_recommended(recommended, pairs, rank, best_scores, best_rows)
         parts.append((chunk[pairs.queries], pairs.rows, place, rank))
     queries, rows, place, rank = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(queries, kind="stable")
-    return Ranks(Pairs(queries[order], rows[order]), place[order], rank[order], recommended)
+    return Ranks(QueryItems(queries[order], rows[order]), place[order], rank[order], recommended)
 
 
 def _chunks(held_out: HeldOut, k: int, size: int, places: int) -> list[tuple[np.ndarray, int]]:
@@ -148,20 +133,13 @@ def _chunks(held_out: HeldOut, k: int, size: int, places: int) -> list[tuple[np.
     return chunks
 
 
-def _embed_items(model: RetrievalModel, batch_size: int) -> tuple[tf.Tensor, float]:
-    """Returns [N, D] float32 and the largest norm."""
-    batches = [model.item_vectors(features) for features in model.items.batches(batch_size)]
-    vectors = tf.cast(tf.concat(batches, axis=0), tf.float32)
-    return vectors, _largest_norm(vectors, "model.item_vectors")
-
-
 def _embed_queries(
     model: RetrievalModel, held_out: HeldOut, chunk: np.ndarray, largest_item: float
-) -> tf.Tensor:
-    features = {n: tf.constant(c[chunk]) for n, c in held_out.query_features.items()}
-    vectors = tf.cast(model.query_vectors(features), tf.float32)
+) -> np.ndarray:
+    features = {name: column[chunk] for name, column in held_out.query_features.items()}
+    vectors = embed_queries(model, features, len(chunk))
     # No partial sum of an inner product exceeds the product of the norms, so no score is NaN.
-    if _largest_norm(vectors, "model.query_vectors") * largest_item > float(tf.float32.max):
+    if _largest_norm(vectors) * largest_item > float(tf.float32.max):
         raise bad_input(
             "model.query_vectors and model.item_vectors",
             "inner products within float32",
@@ -170,19 +148,12 @@ def _embed_queries(
     return vectors
 
 
-def _largest_norm(vectors: tf.Tensor, argument: str) -> float:
-    rows = np.asarray(vectors)  # `numpy()` would copy
+def _largest_norm(vectors: np.ndarray) -> float:
     # In float64 no square of a float32 overflows.
-    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
-    bad = ~np.isfinite(norms)
-    if bad.any():
-        raise bad_input(
-            argument, "finite numbers", f"NaN or infinity in {bad.sum()} of {len(bad)} vectors"
-        )
-    return float(norms.max())
+    return float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)).max())
 
 
-def _kinds(pairs: Pairs, seen: Pairs, rows: np.ndarray, num_items: int) -> np.ndarray:
+def _kinds(pairs: QueryItems, seen: QueryItems, rows: np.ndarray, num_items: int) -> np.ndarray:
     """Says of each item on a list whether it is wanted, hidden or neither.
 
     Args:
@@ -206,14 +177,14 @@ def _kinds(pairs: Pairs, seen: Pairs, rows: np.ndarray, num_items: int) -> np.nd
     return kinds
 
 
-def _cells(pairs: Pairs, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+def _cells(pairs: QueryItems, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the pairs of the queries from `begin` to `end`, which are numbered from 0 then."""
     span = slice(*np.searchsorted(pairs.queries, [begin, end]))
     return pairs.queries[span] - begin, pairs.rows[span]
 
 
 def _scores_of(
-    pairs: Pairs, scores: np.ndarray, rows: np.ndarray, wanted: np.ndarray
+    pairs: QueryItems, scores: np.ndarray, rows: np.ndarray, wanted: np.ndarray
 ) -> np.ndarray:
     """Returns the scores of the pairs [P], -inf where they are not on a list.
 
@@ -275,7 +246,7 @@ def _place_and_rank(
 
 def _count_recommended(
     recommended: dict[int, np.ndarray],
-    pairs: Pairs,
+    pairs: QueryItems,
     rank: np.ndarray,
     best_scores: np.ndarray,
     best_rows: np.ndarray,

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.data.interactions import Interactions
 from tfrs_negatives.evaluation.held_out import HeldOut, hold_out
-from tfrs_negatives.evaluation.ranks import rank_held_out
+from tfrs_negatives.evaluation.ranks import rank_lists, searcher
 from tfrs_negatives.evaluation.summary import Evaluation, summarize
 from tfrs_negatives.model.retrieval_model import RetrievalModel
 
@@ -171,15 +171,17 @@ def _measure(
     byte_budget: int,
     progress: bool,
 ) -> Evaluation:
-    ranks = rank_held_out(
-        model,
-        protocol.held_out,
+    held_out = protocol.held_out
+    ranks = rank_lists(
+        searcher(model, held_out, batch_size=batch_size, byte_budget=byte_budget),
+        held_out,
         ks=protocol.ks,
-        batch_size=batch_size,
+        num_items=len(model.items),
+        chunk_size=batch_size,
         byte_budget=byte_budget,
         progress=progress,
     )
-    return summarize(protocol.held_out, ranks, item_counts=protocol.item_counts)
+    return summarize(held_out, ranks, item_counts=protocol.item_counts)
 
 
 def _checked_ks(ks: Sequence[int], num_items: int) -> list[int]:

@@ -27,13 +27,13 @@ Example:
 
 from tfrs_negatives.index.build.build import Index, build_index
 from tfrs_negatives.index.build.parquet import vectors_to_parquet
-from tfrs_negatives.index.build.vectors import embed_items
 from tfrs_negatives.index.live.delta import DeltaIndex
 from tfrs_negatives.index.live.index import LiveIndex
 from tfrs_negatives.index.live.shards import ShardedIndex, export_shards, load_shards
 from tfrs_negatives.index.retriever import Retriever
 from tfrs_negatives.index.saved.export import ExportError, export_index
 from tfrs_negatives.index.saved.load import LoadedIndex, load_index
+from tfrs_negatives.model.corpus import embed_items
 
 __all__ = [
     "DeltaIndex",

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -20,18 +18,37 @@ from rich.progress import track
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.files import drafted_file
-from tfrs_negatives.core.types import EMPTY_ID, Columns
+from tfrs_negatives.core.types import Columns
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.id_lists import query_column
 from tfrs_negatives.data.ids import to_keys
 from tfrs_negatives.data.interactions import Interactions
-from tfrs_negatives.evaluation.held_out import Pairs
-from tfrs_negatives.index import Index, build_index
-from tfrs_negatives.index.arguments import check_vectors
-from tfrs_negatives.index.build.vectors import embed_items
+from tfrs_negatives.data.query_items import QueryItems
 from tfrs_negatives.mining.rules import Choice, Found, MiningRules, MiningSummary, apply_rules
+from tfrs_negatives.model.corpus import embed_items, embed_queries
 from tfrs_negatives.model.retrieval_model import RetrievalModel
-from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.model.top_k import Answer, exact_top_k
+from tfrs_negatives.towers.signature import check_features
+
+
+class ModelIndex(Protocol):
+    """What a mining asks of an index; `build_index` makes one."""
+
+    @property
+    def model(self) -> RetrievalModel:
+        """The model whose items it holds, in the order of the catalogue."""
+
+    @property
+    def kind(self) -> str:
+        """How it searches, for the metadata of the file."""
+
+    @property
+    def recall(self) -> dict[str, Any]:
+        """What it was measured to find, likewise."""
+
+    def best_rows(self, vectors: np.ndarray, k: int) -> Answer:
+        """Returns scores [B, k] and catalogue rows [B, k]; -inf and -1 without an item."""
+
 
 _COLUMNS = ("ids", "ranks", "scores", "positive_score")
 
@@ -42,7 +59,7 @@ def mine_hard_negatives(
     catalogue: ItemCatalogue | None = None,
     *,
     out: str | Path,
-    index: Index | None = None,
+    index: ModelIndex | None = None,
     rank_range: tuple[int, int] = (1, 100),
     relative_margin: float | None = None,
     num: int = 4,
@@ -125,13 +142,15 @@ def mine_hard_negatives(
     if batch_size < 1:
         raise bad_input("batch_size", "at least 1", batch_size)
     rules = MiningRules(rank_range, relative_margin, num, choose, seed)
-    index = index or build_index(model, kind="exact", batch_size=batch_size)
-    if index.model is not model:
+    if index is not None and index.model is not model:
         raise bad_input("index", "an index of the same model", "one of another")
     queries, counts = _group(log, model), Counter[str]()
-    searcher = _Searcher(index, queries, catalogue or model.items, batch_size)
-    schema, console = _schema(queries, index, rules), Console(stderr=True)
-    with _parquet(Path(out), schema) as writer:
+    searcher = _Searcher(model, index, queries, catalogue or model.items, batch_size)
+    schema, console = _schema(queries, searcher, rules), Console(stderr=True)
+    with (
+        drafted_file(Path(out), argument="out") as draft,
+        pq.ParquetWriter(draft, schema) as writer,
+    ):
         starts = range(0, len(queries.keys), batch_size)
         for begin in track(starts, "Mining", console=console, disable=not progress):
             chunk = searcher.embed(begin, min(begin + batch_size, len(queries.keys)))
@@ -150,15 +169,13 @@ class _Queries(NamedTuple):
         name: of the column with their keys.
         keys: [Q] integers or strings.
         features: name -> [Q, ...], what the model reads.
-        positives: the distinct pairs of query number and item row.
-        history: the log with query numbers in the place of queries.
+        positives: which items each has chosen.
     """
 
     name: str
     keys: np.ndarray
     features: Columns
-    positives: Pairs
-    history: Interactions
+    positives: QueryItems
 
 
 def _group(log: Interactions, model: RetrievalModel) -> _Queries:
@@ -171,31 +188,25 @@ def _group(log: Interactions, model: RetrievalModel) -> _Queries:
         name, keys = query_column(log, argument="log")[0], features[log.query_key]
     if name in _COLUMNS:
         raise bad_input("log.query_key", f"another name than {list(_COLUMNS)}", repr(name))
-    num_items = len(model.items)
-    codes = np.unique(query_of_event.astype(np.int64) * num_items + log.item_rows(model.items))
-    return _Queries(
-        name,
-        keys,
-        {name: column for name, column in features.items() if name in model.query_signature},
-        Pairs(*np.divmod(codes, num_items)),
-        Interactions({"number": query_of_event}, log.item_ids, query_key="number"),
-    )
+    read = {name: column for name, column in features.items() if name in model.query_signature}
+    positives = QueryItems.distinct(query_of_event, log.item_rows(model.items))
+    return _Queries(name, keys, read, positives)
 
 
 class _Chunk(NamedTuple):
-    """Some of the queries, from number `begin` on.
+    """Some of the queries.
 
     Attributes:
-        begin: number of the first one.
         keys: [q] integers or strings.
         vectors: [q, D] float32.
-        lengths: [q] int64, how many positives each has.
+        positives: which items each has chosen, the queries numbered from 0.
+        lengths: [q] int64, how many these are.
         positive_score: [q] float32, their mean score.
     """
 
-    begin: int
     keys: np.ndarray
     vectors: np.ndarray
+    positives: QueryItems
     lengths: np.ndarray
     positive_score: np.ndarray
 
@@ -213,31 +224,43 @@ class _Searcher:
     """Answers chunks of the queries; what it holds is the same for all of them."""
 
     def __init__(
-        self, index: Index, queries: _Queries, catalogue: ItemCatalogue, batch_size: int
+        self,
+        model: RetrievalModel,
+        index: ModelIndex | None,
+        queries: _Queries,
+        catalogue: ItemCatalogue,
+        batch_size: int,
     ) -> None:
-        self.index, self.queries = index, queries
-        items = index.model.items
+        self.model, self.index, self.queries = model, index, queries
+        items = model.items
         if (catalogue.ids.dtype.kind == "U") != (items.ids.dtype.kind == "U"):
             expected = f"ids of dtype {items.ids.dtype}, as the model has"
             raise bad_input("catalogue", expected, catalogue.ids.dtype)
-        self.known = KnownPositives(queries.history, items)
         # One entry more, the last, for a column without an item: its row is -1.
-        self.item_keys = np.append(items.keys, EMPTY_ID)
         self.may_be_negative = np.append(catalogue.rows_of_keys(items.keys).numpy() >= 0, False)
-        self.item_vectors = tf.constant(embed_items(index.model, batch_size))
+        self.item_vectors = tf.constant(embed_items(model, batch_size))
+
+    def describe(self) -> dict[str, Any]:
+        """Says how it searches."""
+        if self.index is None:
+            measured = {"k": min(10, len(self.item_vectors)), "recall": 1.0}
+            return {"index": "exact", "recall": {**measured, "num_queries": 0, "probes": "exact"}}
+        return {"index": self.index.kind, "recall": self.index.recall}
 
     def embed(self, begin: int, end: int) -> _Chunk:
         """Returns the queries begin to end - 1."""
         features = {name: column[begin:end] for name, column in self.queries.features.items()}
-        vectors = check_vectors(self.index.embed_query(features), self.index.backend.width)
-        pairs = self.queries.positives.of(np.arange(begin, end))
-        lengths = np.bincount(pairs.queries, minlength=end - begin)
+        tensors = check_features(features, self.model.query_signature)
+        vectors = embed_queries(self.model, tensors, end - begin)
+        positives = self.queries.positives.of(np.arange(begin, end))
+        lengths = np.bincount(positives.queries, minlength=end - begin)
         # The mean score is the score of the mean vector, which needs no vector for each pair.
         shape = (end - begin, len(self.item_vectors))
-        chosen = tf.SparseTensor(np.stack(pairs, axis=1), tf.ones([len(pairs.rows)]), shape)
+        ones = tf.ones([len(positives.rows)])
+        chosen = tf.SparseTensor(np.stack(positives, axis=1), ones, shape)
         means = tf.sparse.sparse_dense_matmul(chosen, self.item_vectors) / lengths[:, None]
         positive_score = np.einsum("qd,qd->q", vectors, means)
-        return _Chunk(begin, self.queries.keys[begin:end], vectors, lengths, positive_score)
+        return _Chunk(self.queries.keys[begin:end], vectors, positives, lengths, positive_score)
 
     def mine(self, chunk: _Chunk, rules: MiningRules) -> tuple[_Chosen, Counter[str]]:
         """Returns the negatives of a chunk in the order of its queries, and the counts."""
@@ -247,7 +270,9 @@ class _Searcher:
         counts, parts = Counter(queries=len(chunk.keys)), []
         for more in np.unique(extra):
             places = np.flatnonzero(extra == more)
-            found = self._search(chunk, places, min(rules.rank_range[1] + more, len(self.index)))
+            found = self._search(
+                chunk, places, min(rules.rank_range[1] + more, len(self.item_vectors))
+            )
             chosen, ranks, dropped = apply_rules(found, rules)
             at = np.nonzero(chosen)
             parts.append((places[at[0]], found.rows[at], ranks[at], found.scores[at]))
@@ -260,23 +285,26 @@ class _Searcher:
         return _Chosen(*(column[order] for column in joined)), counts
 
     def _search(self, chunk: _Chunk, places: np.ndarray, k: int) -> Found:
-        scores, rows = self.index.backend.search_arrays(chunk.vectors[places], k)
-        numbers, ids = tf.constant(chunk.begin + places), tf.constant(self.item_keys[rows])
+        vectors = chunk.vectors[places]
+        if self.index is None:
+            scores, rows = exact_top_k(vectors, self.item_vectors, k)
+        else:
+            scores, rows = self.index.best_rows(vectors, k)
         return Found(
             scores,
             rows,
-            is_positive=self.known.dropped_cells(numbers, ids).numpy(),
+            is_positive=chunk.positives.holds(places[:, None], rows),
             may_be_negative=self.may_be_negative[rows],
             positive_score=chunk.positive_score[places],
             query_keys=to_keys(chunk.keys[places]).numpy(),
         )
 
 
-def _schema(queries: _Queries, index: Index, rules: MiningRules) -> pa.Schema:
-    ids = _arrow_type(index.model.items.ids)
+def _schema(queries: _Queries, searcher: _Searcher, rules: MiningRules) -> pa.Schema:
+    ids = _arrow_type(searcher.model.items.ids)
     types = [pa.list_(ids), pa.list_(pa.int32()), pa.list_(pa.float32()), pa.float32()]
     fields = [(queries.name, _arrow_type(queries.keys)), *zip(_COLUMNS, types, strict=True)]
-    settings = {**asdict(rules), "index": index.kind, "recall": index.recall}
+    settings = {**asdict(rules), **searcher.describe()}
     return pa.schema(fields, {"query_key": queries.name, "settings": json.dumps(settings)})
 
 
@@ -296,10 +324,3 @@ def _record_batch(
     ]
     keys = pa.array(chunk.keys, schema.types[0])
     return pa.RecordBatch.from_arrays([keys, *lists, pa.array(chunk.positive_score)], schema=schema)
-
-
-@contextmanager
-def _parquet(out: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A file that appears when the block has succeeded."""
-    with drafted_file(out, argument="out") as draft, pq.ParquetWriter(draft, schema) as writer:
-        yield writer

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.data.id_lists import query_column
 from tfrs_negatives.data.interactions import Interactions
-from tfrs_negatives.index import Index, build_index
-from tfrs_negatives.mining.mine import mine_hard_negatives
+from tfrs_negatives.mining.mine import ModelIndex, mine_hard_negatives
 from tfrs_negatives.mining.rules import MiningRules
 from tfrs_negatives.step.samplers.negative_table import NegativeTable
 
@@ -38,8 +38,9 @@ class MineHardNegatives(tf.keras.callbacks.Callback):
         folder: where `epoch_0001.parquet` and so on go, and stay.
         every_epochs: mines after every so many epochs.
         first_epoch: the first epoch, counted from 1, after which it mines.
-        index_kind: "auto", "exact" or "scann", see `build_index`; a ScaNN index is measured with
-            queries of the log, at the last rank of the window.
+        build_index: what makes an index of the current model, as `build_index` does; ScaNN's is
+            measured with queries of the log, at the last rank of the window. None scores every
+            item: with many of them, `functools.partial(tfn.build_index, kind="scann")` is faster.
         **mining: `catalogue`, `rank_range`, `relative_margin`, `choose`, `seed`, `batch_size` and
             `progress` of `mine_hard_negatives`. Each epoch adds its number to the seed.
 
@@ -64,7 +65,7 @@ class MineHardNegatives(tf.keras.callbacks.Callback):
         folder: str | Path,
         every_epochs: int = 1,
         first_epoch: int = 1,
-        index_kind: Literal["auto", "exact", "scann"] = "auto",
+        build_index: Callable[..., ModelIndex] | None = None,
         **mining: Any,
     ) -> None:
         super().__init__()
@@ -76,16 +77,15 @@ class MineHardNegatives(tf.keras.callbacks.Callback):
             raise bad_input("mining", f"arguments among {list(_MINING)}", unknown)
         if query_column(log, argument="log")[0] != table.query_key:
             raise bad_input("log.query_key", f"{table.query_key!r}, as in the table", log.query_key)
-        kinds = ("auto", "exact", "scann")
-        if index_kind not in kinds:
-            raise bad_input("index_kind", f"one of {list(kinds)}", repr(index_kind))
+        if build_index is not None and not callable(build_index):
+            raise bad_input("build_index", "a function of a model, or None", repr(build_index))
         if mining.get("batch_size", 1) < 1:
             raise bad_input("batch_size", "at least 1", mining["batch_size"])
         rules = {n: x for n, x in mining.items() if n in MiningRules.__dataclass_fields__}
         self.rules = MiningRules(num=table.num, **rules)
         self.table, self.log, self.folder = table, log, Path(folder)
-        self.every_epochs, self.first_epoch, self.index_kind = every_epochs, first_epoch, index_kind
-        self.mining = mining
+        self.every_epochs, self.first_epoch = every_epochs, first_epoch
+        self.build_index, self.mining = build_index, mining
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Sees that the model reads the table, and that the folder can be written."""
@@ -112,11 +112,11 @@ class MineHardNegatives(tf.keras.callbacks.Callback):
         if logs is not None:
             logs["mined_negatives"] = summary.kept / summary.queries
 
-    def _index(self) -> Index:
+    def _index(self) -> ModelIndex | None:
+        if self.build_index is None:
+            return None
         features, _ = self.log.queries()
         probes = {name: features[name] for name in self.model.query_signature if name in features}
         last = self.rules.rank_range[1]
         size = {n: self.mining[n] for n in ("batch_size",) if n in self.mining}
-        return build_index(
-            self.model, kind=self.index_kind, recall_k=last, probe_queries=probes, **size
-        )
+        return self.build_index(self.model, recall_k=last, probe_queries=probes, **size)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.index.search.backends import MISSING
+from tfrs_negatives.model.top_k import MISSING
 
 Choice = Literal["top", "random"]
 DROPS = ("positives", "outside_catalogue", "rank_window", "margin", "surplus")

@@ -10,21 +10,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.model import recipes
 from tfrs_negatives.clustering import ClusteredBatches, doubling
-from tfrs_negatives.runs.config import RunConfig
+from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.data import RetrievalData
-from tfrs_negatives.towers.features import FeatureSpec, infer_features
-from tfrs_negatives.towers.build import build_tower
+from tfrs_negatives.model import recipes
 from tfrs_negatives.model.optimizers import SparseAdam
+from tfrs_negatives.model.two_tower import TwoTower
+from tfrs_negatives.runs.config import RunConfig
 from tfrs_negatives.step.frequency import ExactFrequency
-from tfrs_negatives.step.score import ItemBias
 from tfrs_negatives.step.masks.keep import AccidentalHits
 from tfrs_negatives.step.masks.known_positives import KnownPositives
-from tfrs_negatives.step.task import Retrieval
-from tfrs_negatives.model.two_tower import TwoTower
 from tfrs_negatives.step.records import Mask
-from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.step.score import ItemBias
+from tfrs_negatives.step.task import Retrieval
+from tfrs_negatives.towers.build import build_tower
+from tfrs_negatives.towers.features import FeatureSpec, infer_features
 
 PAST = {"capacity", "warmup_steps", "max_drift", "compensate"}
 RECIPE_KEYS: dict[str, set[str]] = {

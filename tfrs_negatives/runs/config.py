@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from tfrs_negatives.data.schema import Column, Schema
-from tfrs_negatives.core.types import CorrectionPolicy, FeatureKind, Similarity
 from tfrs_negatives.core.errors import InputError, bad_input
+from tfrs_negatives.core.types import CorrectionPolicy, FeatureKind, Similarity
+from tfrs_negatives.data.schema import Column, Schema
 
 FeatureKinds = dict[str, FeatureKind | None]
 

@@ -1,14 +1,12 @@
 """A trained run as an HTTP service: recommendations, changes of the catalogue, a page to look at.
 
-    limits      what a request may ask for at most
-    schemas     requests and answers, as OpenAPI shows them
+    schemas     requests and answers, as OpenAPI shows them, and how much may be asked for
     tables      what the run knows of its queries, items and histories
     deployment  which export is in service, how another takes its place, what was changed since
-    answers     a batch of requests -> their answers, from one export
-    batcher     concurrent requests -> batches, one at a time, in a thread
-    guards      who may ask, and how much they may send
+    answers     concurrent requests -> batches, one at a time -> their answers, from one export
     metrics     what Prometheus reads
-    routes, app the endpoints
+    routes      the endpoints
+    app         who may ask and how much they may send; errors; what runs beside the endpoints
     page/       the page at `/`
     server      the process
     command     `tfrs-negatives serve`

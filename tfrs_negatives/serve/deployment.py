@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tfrs_negatives.core.errors import InputError, bad_input
+from tfrs_negatives.index.retriever import check_lists
 from tfrs_negatives.index.saved.archive import MANIFEST_NAME
 from tfrs_negatives.runs.tables import UnknownId
+from tfrs_negatives.serve.schemas import MAX_CHANGED_ITEMS
 from tfrs_negatives.serve.tables import RunTables, read_tables
+from tfrs_negatives.towers.signature import feature_arrays, join_rows
 
 if TYPE_CHECKING:
     from tfrs_negatives.index.live.delta import DeltaIndex
@@ -40,7 +43,7 @@ class ExportName:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Served:
     """All that an answer is made from. A batch takes one, and so never mixes two exports."""
 
     run: str
@@ -81,7 +84,6 @@ def open_export(folder: Path) -> DeltaIndex:
     """
     from tfrs_negatives.index import load_index
     from tfrs_negatives.index.live.delta import DeltaIndex
-    from tfrs_negatives.serve.limits import MAX_CHANGED_ITEMS
 
     return DeltaIndex(load_index(folder), capacity=MAX_CHANGED_ITEMS)
 
@@ -89,7 +91,7 @@ def open_export(folder: Path) -> DeltaIndex:
 class Deployment:
     """A run in service: its latest complete export, and the changes made to it.
 
-    Every method may be called from any thread. Readers take `snapshot` once and never wait.
+    Every method may be called from any thread. Readers take `served` once and never wait.
 
     Args:
         folder: a run with an index.
@@ -115,27 +117,27 @@ class Deployment:
         self._open_index = open_index
         self._open_tables = open_tables
         self._after_load = after_load
-        self._snapshot: Snapshot | None = None
+        self._served: Served | None = None
         self._changes = _Changes()
         self._looked_at: object = None
         # Held while the items change or an export takes over, not while one is loaded.
         self._lock = threading.Lock()
 
     @property
-    def snapshot(self) -> Snapshot:
+    def served(self) -> Served:
         """What answers now.
 
         Raises:
             NotReady: if nothing is loaded yet.
         """
-        if self._snapshot is None:
+        if self._served is None:
             raise NotReady(f"the export of {self.name} is being loaded")
-        return self._snapshot
+        return self._served
 
     @property
     def is_ready(self) -> bool:
         """Whether an export is loaded."""
-        return self._snapshot is not None
+        return self._served is not None
 
     def load(self) -> None:
         """Loads the first export.
@@ -147,7 +149,7 @@ class Deployment:
             expected = "a run with an index: `tfrs-negatives index RUN` builds it"
             raise bad_input("run", expected, self.folder)
         self._looked_at = self._files()
-        self._snapshot = self._open()
+        self._served = self._open()
         self._after_load()
 
     def refresh(self) -> None:
@@ -159,7 +161,7 @@ class Deployment:
         if files is None or files == self._looked_at:
             return
         try:
-            if self._read_name() != self.snapshot.export:
+            if self._read_name() != self.served.export:
                 self._swap(self._open())
         except InputError as error:
             # Of files that are being written or renamed right now nothing is known yet.
@@ -169,7 +171,7 @@ class Deployment:
             return
         self._looked_at = files
 
-    def upsert(self, items: Mapping[Any, KeptItem]) -> Snapshot:
+    def upsert(self, items: Mapping[Any, KeptItem]) -> Served:
         """Adds items by their features, or replaces them: all, or none where one is wrong.
 
         Args:
@@ -183,14 +185,14 @@ class Deployment:
             NotReady: if nothing is loaded yet.
         """
         with self._lock:
-            snapshot = self.snapshot
-            kept = {item: _complete(snapshot, item, given) for item, given in items.items()}
-            _embed_and_upsert(snapshot.index, kept)
+            served = self.served
+            kept = {item: _complete(served, item, given) for item, given in items.items()}
+            _embed_and_upsert(served.index, kept)
             self._changes.upserted.update(kept)
             self._changes.deleted -= kept.keys()
-            return snapshot
+            return served
 
-    def delete(self, ids: Sequence[str]) -> Snapshot:
+    def delete(self, ids: Sequence[str]) -> Served:
         """Takes items out.
 
         Args:
@@ -204,18 +206,18 @@ class Deployment:
             NotReady: if nothing is loaded yet.
         """
         with self._lock:
-            snapshot = self.snapshot
-            plain = list(dict.fromkeys(_plain_id(snapshot.index, item) for item in ids))
-            for item, known in zip(plain, snapshot.index.contains(plain), strict=True):
+            served = self.served
+            plain = list(dict.fromkeys(_plain_id(served.index, item) for item in ids))
+            for item, known in zip(plain, served.index.contains(plain), strict=True):
                 if not known:
                     raise UnknownId(str(bad_input("id", "an item of the index", repr(item))))
-            snapshot.index.delete(plain)
+            served.index.delete(plain)
             self._changes.deleted |= set(plain)
             for item in plain:
                 self._changes.upserted.pop(item, None)
-            return snapshot
+            return served
 
-    def _open(self) -> Snapshot:
+    def _open(self) -> Served:
         """Loads the export that is there, and asks it something before anybody else does."""
         export = self._read_name()
         try:
@@ -232,12 +234,12 @@ class Deployment:
             raise bad_input("run", expected, f"{self.folder / 'index'}: {reason}") from error
         if self._read_name() != export:
             raise bad_input("run", "an export that stays as it is", self.folder / "index")
-        return Snapshot(self.name, export, index, tables)
+        return Served(self.name, export, index, tables)
 
-    def _swap(self, new: Snapshot) -> None:
+    def _swap(self, new: Served) -> None:
         with self._lock:
             _apply(self._changes, new)
-            self._snapshot = new
+            self._served = new
             self.num_swaps += 1
         self._after_load()
         _log.info("%s: the export %s took over", self.name, new.export.checksum[:12])
@@ -277,9 +279,9 @@ def _try_out(index: DeltaIndex, tables: RunTables) -> None:
         raise bad_input("run", "an export that finds an item for a known query", "none")
 
 
-def _complete(snapshot: Snapshot, item: Any, given: KeptItem) -> KeptItem:
-    key = snapshot.export.item_key
-    if key is None or key not in snapshot.index.item_signature:
+def _complete(served: Served, item: Any, given: KeptItem) -> KeptItem:
+    key = served.export.item_key
+    if key is None or key not in served.index.item_signature:
         return given
     if given.features.get(key, item) != item:
         expected = f"the id of the item, {item!r}"
@@ -288,18 +290,19 @@ def _complete(snapshot: Snapshot, item: Any, given: KeptItem) -> KeptItem:
 
 
 def _embed_and_upsert(index: DeltaIndex, items: Mapping[Any, KeptItem]) -> None:
-    from tfrs_negatives.index.arguments import check_features, check_lists
-
     check_lists(list(items), 1, argument="id", padding=index.padding_id)
     if index.padding_id in items:
         raise bad_input("id", "an id that an item can have", repr(index.padding_id))
     # Each alone, so that the error is about one value of one item.
-    for item in items.values():
-        check_features({n: [v] for n, v in item.features.items()}, index.item_signature)
-    columns = {n: [item.features[n] for item in items.values()] for n in index.item_signature}
+    signature = index.item_signature
+    rows = [
+        feature_arrays({n: [v] for n, v in item.features.items()}, signature)
+        for item in items.values()
+    ]
+    vectors = index.embed("item", join_rows(rows, signature))
     groups = [item.group for item in items.values()]
     has_groups = any(group is not None for group in groups)
-    index.upsert(list(items), index.embed_item(columns), groups=groups if has_groups else None)
+    index.upsert(list(items), vectors, groups=groups if has_groups else None)
 
 
 def _plain_id(index: DeltaIndex, item: str) -> Any:
@@ -314,7 +317,7 @@ def _plain_id(index: DeltaIndex, item: str) -> Any:
     return number
 
 
-def _apply(changes: _Changes, new: Snapshot) -> None:
+def _apply(changes: _Changes, new: Served) -> None:
     """Does to a new export what was done to the old one."""
     gone = list(changes.deleted)
     if gone:

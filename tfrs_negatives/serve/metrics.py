@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tfrs_negatives.serve.batcher import Batcher
+from tfrs_negatives.serve.answers import Batcher
 from tfrs_negatives.serve.deployment import Deployment
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -53,10 +51,10 @@ class Metrics:
 
     def watch(self, services: Sequence[tuple[Deployment, Batcher[Any, Any]]]) -> None:
         """Adds what is read off the runs in service."""
-        self.registry.register(_Runs(services))
+        self.registry.register(_ServedRuns(services))
 
 
-class _Runs(Collector):
+class _ServedRuns(Collector):
     def __init__(self, services: Sequence[tuple[Deployment, Batcher[Any, Any]]]) -> None:
         self._services = services
 
@@ -92,38 +90,7 @@ def _state(deployment: Deployment, batcher: Batcher[Any, Any]) -> Iterator[tuple
     yield "export_swaps", deployment.num_swaps
     yield "refused_exports", deployment.num_refused
     if deployment.is_ready:
-        index = deployment.snapshot.index
+        index = deployment.served.index
         yield "items", len(index)
         yield "upserted_items", index.num_upserted
         yield "deleted_items", index.num_deleted
-
-
-class MeasureRequests:
-    """Counts requests and takes their time."""
-
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or hands it on."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        # What no answer came of, as where the client went away, counts as a failure.
-        status, began = 500, time.perf_counter()
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        finally:
-            # By route and not by address: of those there may be any number.
-            route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if route != "none" else "none"
-            self._metrics.requests.labels(method, route, status).inc()
-            self._metrics.seconds.labels(route).observe(time.perf_counter() - began)

@@ -1,22 +1,24 @@
-"""The endpoints."""
+"""The endpoints, and how strictly they read a body."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import math
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.responses import PlainTextResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.runs.tables import UnknownId
 from tfrs_negatives.serve import schemas
-from tfrs_negatives.serve.answers import describe, export_of, history_of, known_queries
-from tfrs_negatives.serve.batcher import Batcher
-from tfrs_negatives.serve.deployment import Deployment, KeptItem, Snapshot
-from tfrs_negatives.serve.guards import StrictRoute
+from tfrs_negatives.serve.answers import Batcher, describe, export_of, history_of, known_queries
+from tfrs_negatives.serve.deployment import Deployment, KeptItem, Served
 from tfrs_negatives.serve.metrics import Metrics
 
 
@@ -69,6 +71,68 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Problem, "description": text} for status, text in _STATUSES.items()
 }
 
+
+class StrictRequest(Request):
+    """A request whose JSON is what the standard calls JSON, in UTF-8."""
+
+    async def json(self) -> Any:
+        """Returns the body.
+
+        Raises:
+            HTTPException: 400 if it is not JSON, holds NaN, infinity or a number beyond float64,
+                half a surrogate pair, or is nested too deeply.
+        """
+        try:
+            return parse_json(await self.body())
+        except (ValueError, RecursionError) as error:
+            raise HTTPException(400, f"expected a body in JSON: {error}") from error
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its body as `StrictRequest` does."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Returns what answers a request."""
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            request = StrictRequest(request.scope, request.receive)
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if await request.body() and kind != "application/json":
+                raise HTTPException(415, "expected the content type application/json")
+            return await handle(request)
+
+        return strict
+
+
+def parse_json(body: bytes) -> Any:
+    """Returns what a text in JSON says.
+
+    Raises:
+        ValueError: if it is not JSON in UTF-8, or holds what no JSON text may.
+
+    Example:
+        >>> parse_json(b'{"k": 10}')
+        {'k': 10}
+        >>> parse_json(b"[1e999]")
+        Traceback (most recent call last):
+        ...
+        ValueError: 1e999 is no finite number
+    """
+    value = json.loads(body.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
+    # Only an escape can make half a surrogate pair, which no answer could repeat.
+    if b"\\ud" in body.lower():
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
+
+
 router = APIRouter(route_class=StrictRoute, responses=_PROBLEMS)
 
 
@@ -77,7 +141,7 @@ async def recommend(services: Found, body: schemas.Recommend) -> schemas.Recomme
     """Finds the best items for a query, known by its id or described by its features."""
     service = services.find(body.run)
     # Before it waits: nobody can answer it yet.
-    _ = service.deployment.snapshot
+    _ = service.deployment.served
     return await service.batcher.ask(body)
 
 
@@ -108,35 +172,35 @@ async def delete_items(
 @router.get("/runs")
 async def list_runs(services: Found) -> schemas.Runs:
     """Says what is served."""
-    snapshots = [service.deployment.snapshot for service in services.runs.values()]
-    return schemas.Runs(runs=[_run(snapshot) for snapshot in snapshots])
+    all_served = [service.deployment.served for service in services.runs.values()]
+    return schemas.Runs(runs=[_run(served) for served in all_served])
 
 
 @router.get("/queries")
 async def find_queries(
-    services: Found, parameters: Annotated[schemas.Search, Query()]
+    services: Found, parameters: Annotated[schemas.FindQueries, Query()]
 ) -> schemas.Queries:
     """Lists known queries by how their ids begin."""
-    snapshot = services.find(parameters.run).deployment.snapshot
-    key = known_queries(snapshot).key
-    queries = snapshot.tables.queries_with_prefix(parameters.prefix, parameters.limit)
-    return schemas.Queries(run=snapshot.run, key=key, queries=queries)
+    served = services.find(parameters.run).deployment.served
+    key = known_queries(served).key
+    queries = served.tables.queries_with_prefix(parameters.prefix, parameters.limit)
+    return schemas.Queries(run=served.run, key=key, queries=queries)
 
 
 @router.get("/history")
 async def show_history(
-    services: Found, parameters: Annotated[schemas.Look, Query()]
+    services: Found, parameters: Annotated[schemas.ShowHistory, Query()]
 ) -> schemas.Events:
     """Shows what a known query chose in the training log, the latest first."""
-    snapshot = services.find(parameters.run).deployment.snapshot
-    items, times = history_of(snapshot, parameters.query_id)
+    served = services.find(parameters.run).deployment.served
+    items, times = history_of(served, parameters.query_id)
     shown = items[: parameters.limit]
     events = [
-        schemas.Event(**describe(snapshot.tables.items, item), time=None if times is None else time)
+        schemas.Event(**describe(served.tables.items, item), time=None if times is None else time)
         for item, time in zip(shown, times or shown, strict=False)
     ]
     return schemas.Events(
-        run=snapshot.run, query_id=parameters.query_id, total=len(items), events=events
+        run=served.run, query_id=parameters.query_id, total=len(items), events=events
     )
 
 
@@ -150,7 +214,7 @@ async def health() -> schemas.Status:
 async def ready(services: Found) -> schemas.Status:
     """Says whether every run has an export in service; 503 before."""
     for service in services.runs.values():
-        _ = service.deployment.snapshot
+        _ = service.deployment.served
     return schemas.Status(status="ready")
 
 
@@ -164,24 +228,24 @@ async def metrics(services: Found) -> _Prometheus:
     return _Prometheus(generate_latest(services.metrics.registry))
 
 
-def _changed(snapshot: Snapshot, count: int) -> schemas.Changed:
+def _changed(served: Served, count: int) -> schemas.Changed:
     return schemas.Changed(
-        run=snapshot.run,
-        export=export_of(snapshot),
+        run=served.run,
+        export=export_of(served),
         changed=count,
-        upserted=snapshot.index.num_upserted,
-        deleted=snapshot.index.num_deleted,
+        upserted=served.index.num_upserted,
+        deleted=served.index.num_deleted,
     )
 
 
-def _run(snapshot: Snapshot) -> schemas.Run:
-    index = snapshot.index
-    return schemas.Run(
-        name=snapshot.run,
-        export=export_of(snapshot),
+def _run(served: Served) -> schemas.ServedRun:
+    index = served.index
+    return schemas.ServedRun(
+        name=served.run,
+        export=export_of(served),
         num_items=len(index),
-        has_queries=snapshot.tables.queries is not None,
-        has_history=snapshot.tables.history is not None,
+        has_queries=served.tables.queries is not None,
+        has_history=served.tables.history is not None,
         query_features=_signature(index.query_signature),
         item_features=_signature(index.item_signature),
     )

@@ -1,4 +1,7 @@
-"""Requests and answers. What a request says beyond its schema is refused, never ignored."""
+"""Requests and answers, and how much may be asked for.
+
+What a request says beyond its schema is refused, never ignored.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,28 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 from typing_extensions import Self
 
-from tfrs_negatives.serve.limits import (
-    MAX_HISTORY,
-    MAX_IDS,
-    MAX_ITEMS_PER_CALL,
-    MAX_K,
-    MAX_LISTED,
-    MAX_TEXT,
-)
+MAX_BODY_BYTES = 8 * 2**20
+"""A list of `MAX_IDS` ids fits."""
+
+MAX_IDS = 100_000
+"""Ids in each of `exclude`, `allow` and `allow_groups`."""
+
+MAX_K = 1000
+
+MAX_ITEMS_PER_CALL = 1000
+"""Items in one upsert or deletion: the item tower encodes them in one piece."""
+
+MAX_CHANGED_ITEMS = 10_000
+"""Items upserted since the start. They are searched exactly, so they have to stay few."""
+
+MAX_LISTED = 100
+"""Ids that a search for queries lists."""
+
+MAX_HISTORY = 1000
+"""Events of a history that are shown, the latest."""
+
+MAX_TEXT = 1000
+"""Characters of an id or a prefix in the address."""
 
 Id: TypeAlias = int | str
 
@@ -144,7 +161,7 @@ class Deletion(Parameters):
     )
 
 
-class Search(Parameters):
+class FindQueries(Parameters):
     """A search among the known queries."""
 
     prefix: str = Field("", max_length=MAX_TEXT, description="How the id begins.")
@@ -159,7 +176,7 @@ class Queries(BaseModel):
     queries: list[str]
 
 
-class Look(Parameters):
+class ShowHistory(Parameters):
     """Whose history."""
 
     query_id: str = Field(max_length=MAX_TEXT)
@@ -181,7 +198,7 @@ class Events(BaseModel):
     events: list[Event]
 
 
-class Run(BaseModel):
+class ServedRun(BaseModel):
     """A run that is served."""
 
     name: str
@@ -196,7 +213,7 @@ class Run(BaseModel):
 class Runs(BaseModel):
     """The runs that are served, the first is the one that answers where none is named."""
 
-    runs: list[Run]
+    runs: list[ServedRun]
 
 
 class Status(BaseModel):

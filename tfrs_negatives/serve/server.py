@@ -40,7 +40,7 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def spare_collections() -> None:
+def freeze_loaded() -> None:
     """Takes all objects that live now out of later garbage collections.
 
     A loaded graph is several hundred thousand objects; a full collection of them stops all

@@ -13,12 +13,13 @@ import numpy as np
 
 from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.data import Interactions
+from tfrs_negatives.data.query_items import QueryItems
 from tfrs_negatives.runs.tables import KnownItems, KnownQueries, read_items, read_queries
 
 _log = logging.getLogger(__name__)
 
 
-class History:
+class Histories:
     """The events of each query of a log, the latest first where the log has times.
 
     Args:
@@ -27,9 +28,9 @@ class History:
     Example:
         >>> users = {"user": np.array([1, 2, 1])}
         >>> log = Interactions(users, np.array([7, 8, 9]), "user", np.array([10, 11, 12]))
-        >>> History(log).of("1")
+        >>> Histories(log).of("1")
         ([9, 7], [12, 10])
-        >>> History(log).of("3")
+        >>> Histories(log).of("3")
         ([], [])
     """
 
@@ -37,20 +38,16 @@ class History:
         features, query_of_event = log.queries()
         times = np.zeros(len(log), np.int64) if log.timestamps is None else log.timestamps
         order = np.lexsort([-times, query_of_event])
-        self._items = log.item_ids[order]
-        self._times = None if log.timestamps is None else log.timestamps[order]
+        self._items, self._times = log.item_ids, log.timestamps
+        self._events = QueryItems(query_of_event[order], order)
         keys = features[log.query_key or ""].astype(str).tolist()
         self._number_of = {key: number for number, key in enumerate(keys)}
-        self._bounds = np.searchsorted(query_of_event[order], np.arange(len(keys) + 1))
 
     def of(self, query: str) -> tuple[list[Any], list[int] | None]:
         """Returns the items of a query and their times in seconds, None where there are none."""
-        number = self._number_of.get(query)
-        bounds = (0, 0) if number is None else self._bounds[number : number + 2]
-        rows = slice(*bounds)
-        return self._items[rows].tolist(), None if self._times is None else self._times[
-            rows
-        ].tolist()
+        events = self._events.of(np.array([self._number_of.get(query, -1)])).rows
+        times = None if self._times is None else self._times[events].tolist()
+        return self._items[events].tolist(), times
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class RunTables:
 
     items: KnownItems
     queries: KnownQueries | None = None
-    history: History | None = None
+    history: Histories | None = None
 
     @cached_property
     def _sorted_ids(self) -> list[str]:
@@ -93,12 +90,12 @@ def read_tables(folder: Path) -> RunTables:
     return RunTables(items, queries, _read_history(folder))
 
 
-def _read_history(folder: Path) -> History | None:
+def _read_history(folder: Path) -> Histories | None:
     from tfrs_negatives.runs.config import load_config
     from tfrs_negatives.runs.train import load_data
 
     try:
-        return History(load_data(load_config(folder / "config.yaml")).train)
+        return Histories(load_data(load_config(folder / "config.yaml")).train)
     except Exception as error:
         # Whatever the source raises: recommendations do not need it.
         _log.warning("%s: no histories, its training log cannot be read: %s", folder, error)

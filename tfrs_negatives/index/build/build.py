@@ -11,18 +11,31 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tfrs_negatives.data.ids import as_ids
-from tfrs_negatives.data.catalogue import ItemCatalogue
-from tfrs_negatives.index.search.answers import Answers, Corpus, GraphRetriever, padding_id
-from tfrs_negatives.index.arguments import FeatureSpecs, check_features, is_positive_integer
-from tfrs_negatives.index.search.backends import ExactSearch, IndexKind, ScannSearch, ScannSettings, Search
-from tfrs_negatives.index.search.filters import Groups
-from tfrs_negatives.index.build.probes import Probes, draw_probes, lowest_score_of_top
-from tfrs_negatives.index.build.tuning import tune
-from tfrs_negatives.index.build.vectors import check_item_vectors, embed_features, embed_items, item_signature
-from tfrs_negatives.core.types import Features
-from tfrs_negatives.model.retrieval_model import RetrievalModel
 from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.types import Features
+from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.data.ids import as_ids
+from tfrs_negatives.index.build.tuning import Probes, draw_probes, lowest_score_of_top, tune
+from tfrs_negatives.index.retriever import Nature, TowerName, is_positive_integer
+from tfrs_negatives.index.saved.load import GraphRetriever
+from tfrs_negatives.index.search.answers import Answers, padding_id
+from tfrs_negatives.index.search.backends import (
+    Backend,
+    ExactSearch,
+    IndexKind,
+    ScannSearch,
+    ScannSettings,
+)
+from tfrs_negatives.index.search.filters import Groups
+from tfrs_negatives.model.corpus import (
+    check_item_vectors,
+    embed_features,
+    embed_items,
+    item_signature,
+)
+from tfrs_negatives.model.retrieval_model import RetrievalModel
+from tfrs_negatives.model.top_k import Answer
+from tfrs_negatives.towers.signature import FeatureSpecs
 
 _log = logging.getLogger(__name__)
 
@@ -47,11 +60,14 @@ class Index(GraphRetriever):
 
     model: RetrievalModel
     ids: np.ndarray
-    backend: Search
+    backend: Backend
     recall: dict[str, Any]
     sample_features: dict[str, np.ndarray]
     groups: Groups | None = None
     sweep: list[dict[str, Any]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     @property
     def kind(self) -> IndexKind:
@@ -59,41 +75,29 @@ class Index(GraphRetriever):
         return self.backend.kind
 
     @functools.cached_property
-    def corpus(self) -> Corpus:
-        """What is to be known of its items."""
-        group_padding = None if self.groups is None else self.groups.padding
+    def nature(self) -> Nature:
+        """What has to be known to ask it."""
+        groups = None if self.groups is None else self.groups.padding
         width, padding = self.backend.width, padding_id(self.ids)
-        return Corpus(len(self.ids), width, self.kind, padding, group_padding)
-
-    @functools.cached_property
-    def answers(self) -> Answers:
-        """The graph that answers."""
-        return Answers(self.backend, self.ids, self.groups)
-
-    @functools.cached_property
-    def functions(self) -> tuple[Any, Any]:
-        """`answer` and `contains`."""
-        return self.answers.functions()
-
-    @property
-    def query_signature(self) -> FeatureSpecs:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
-        return self.model.query_signature
+        return Nature(width, padding, groups, self.model.query_signature)
 
     @functools.cached_property
     def item_signature(self) -> FeatureSpecs:
         """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the item tower reads."""
         return item_signature(self.model)
 
-    def embed_query(self, features: Features) -> np.ndarray:
-        """Returns [B, D] float32: the vectors of a batch of query features."""
-        tensors = check_features(features, self.query_signature)
-        return embed_features(self.model.query_vectors, tensors)
+    @functools.cached_property
+    def functions(self) -> tuple[Any, Any]:
+        """`answer` and `contains`."""
+        return Answers(self.backend, self.ids, self.groups).functions()
 
-    def embed_item(self, features: Features) -> np.ndarray:
-        """Returns [m, D] float32: the vectors of a batch of item features, known or new."""
-        tensors = check_features(features, self.item_signature)
-        return embed_features(self.model.item_vectors, tensors)
+    def embed(self, tower: TowerName, features: Features) -> np.ndarray:
+        """Returns [B, D] float32: the vectors of checked features."""
+        return embed_features(getattr(self.model, f"{tower}_vectors"), features)
+
+    def best_rows(self, vectors: np.ndarray, k: int) -> Answer:
+        """Finds catalogue rows in the place of ids, for vectors [B, D] float32; see `search`."""
+        return self.backend.search_arrays(vectors, k)
 
 
 def build_index(
@@ -175,7 +179,7 @@ def build_index(
     k = min(recall_k, len(vectors))
     recall = {"k": k, "recall": 1.0, "num_queries": 0, "probes": "exact"}
     if _chosen_kind(kind, len(vectors)) == "exact":
-        backend: Search = ExactSearch(vectors)
+        backend: Backend = ExactSearch(vectors)
     else:
         if settings is None:
             backend, sweep, measured = tune(vectors, probes.vectors, k=k, target=target_recall)
@@ -234,7 +238,7 @@ def _chosen_kind(kind: str, num_items: int) -> str:
     return "scann"
 
 
-def _measured_recall(search: Search, exact: ExactSearch, probes: Probes, k: int) -> float:
+def _measured_recall(search: Backend, exact: ExactSearch, probes: Probes, k: int) -> float:
     bar = lowest_score_of_top(exact, probes.vectors, k)
     scores, _ = search.search_arrays(probes.vectors, k)
     return float((scores >= bar).mean())

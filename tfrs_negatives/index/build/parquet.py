@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tfrs_negatives.data.ids import as_ids
-from tfrs_negatives.core.files import drafted_file
-from tfrs_negatives.index.arguments import is_positive_integer
-from tfrs_negatives.index.build.vectors import check_item_vectors
 from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.files import drafted_file
+from tfrs_negatives.data.ids import as_ids
+from tfrs_negatives.index.retriever import is_positive_integer
+from tfrs_negatives.model.corpus import check_item_vectors
 
 
 def vectors_to_parquet(

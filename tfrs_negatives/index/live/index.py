@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,25 +12,24 @@ import numpy as np
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.types import Features
 from tfrs_negatives.data.catalogue import ItemCatalogue
-from tfrs_negatives.index.arguments import (
-    FeatureSpecs,
-    check_features,
+from tfrs_negatives.index.build.build import Index, build_index
+from tfrs_negatives.index.live.rows import LiveRows
+from tfrs_negatives.index.retriever import (
+    Asked,
+    Nature,
+    Retriever,
+    TowerName,
     check_item_ids,
-    check_k,
     check_lists,
     check_upsert,
-    check_vectors,
     is_positive_integer,
 )
-from tfrs_negatives.index.build.build import Index, build_index
-from tfrs_negatives.index.build.vectors import embed_features, item_signature
-from tfrs_negatives.index.live.rows import LiveRows
-from tfrs_negatives.index.retriever import Retriever
-from tfrs_negatives.index.saved.locks import ReadWriteLock
 from tfrs_negatives.index.search.answers import padding_id
-from tfrs_negatives.index.search.backends import MISSING, ScannSearch, ScannSettings
-from tfrs_negatives.index.search.merging import Answer
+from tfrs_negatives.index.search.backends import ScannSearch, ScannSettings
+from tfrs_negatives.model.corpus import embed, embed_features, item_signature
 from tfrs_negatives.model.retrieval_model import RetrievalModel
+from tfrs_negatives.model.top_k import MISSING, Answer
+from tfrs_negatives.towers.signature import FeatureSpecs
 
 
 class _Items(NamedTuple):
@@ -36,7 +37,59 @@ class _Items(NamedTuple):
     vectors: np.ndarray
 
 
-class _Generation:
+class ReadWriteLock:
+    """Held by any number of readers or by one writer. A waiting writer goes before new readers.
+
+    It may not be taken twice by one thread.
+
+    Example:
+        >>> lock = ReadWriteLock()
+        >>> with lock.reading():
+        ...     "many at once"
+        'many at once'
+        >>> with lock.writing():
+        ...     "alone"
+        'alone'
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_readers = 0
+        self._num_waiting = 0
+        self._is_writing = False
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Waits until nobody writes or waits to write."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._is_writing or self._num_waiting))
+            self._num_readers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_readers -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Waits until nobody reads or writes."""
+        with self._changed:
+            self._num_waiting += 1
+            try:
+                self._changed.wait_for(lambda: not (self._is_writing or self._num_readers))
+                self._is_writing = True
+            finally:
+                self._num_waiting -= 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_writing = False
+                self._changed.notify_all()
+
+
+class _Generation(Retriever):
     """A model and the items as it embeds them. A search uses one from its start to its end."""
 
     def __init__(
@@ -44,30 +97,41 @@ class _Generation:
     ) -> None:
         self.model = model
         self.rows = LiveRows(*items, settings)
-        self.padding_id = padding_id(items.ids)
-        self.width = items.vectors.shape[1]
-        self.item_signature = item_signature(model)
+        width, padding = items.vectors.shape[1], padding_id(items.ids)
+        self._nature = Nature(width, padding, None, model.query_signature)
+        self._item_signature = item_signature(model)
         # ScaNN's updates are not safe beside its searches.
         self.lock = ReadWriteLock()
 
-    def embed_query(self, features: Features) -> np.ndarray:
-        tensors = check_features(features, self.model.query_signature)
-        return embed_features(self.model.query_vectors, tensors)
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    def search(self, vectors: Any, k: int, exclude: Any, allow: Any, allow_groups: Any) -> Answer:
-        padding, size = self.padding_id, len(self.rows)
-        k = check_k(k, size, f"at most the {size} items of the index")
-        queries = check_vectors(vectors, self.width)
-        if allow_groups is not None:
-            raise bad_input("allow_groups", "None: the index has no groups", repr(allow_groups))
-        excluded = check_lists(exclude, len(queries), argument="exclude", padding=padding)
-        allowed = check_lists(allow, len(queries), argument="allow", padding=padding)
+    @property
+    def nature(self) -> Nature:
+        return self._nature
+
+    @property
+    def item_signature(self) -> FeatureSpecs:
+        return self._item_signature
+
+    def embed(self, tower: TowerName, features: Features) -> np.ndarray:
+        return embed_features(getattr(self.model, f"{tower}_vectors"), features)
+
+    def contains(self, ids: Any) -> np.ndarray:
+        wanted = check_lists(list(ids), 1, argument="ids", padding=self.padding_id)
+        assert wanted is not None  # noqa: S101
         with self.lock.reading():
-            of_lists = [None if x is None else self.rows.rows_of(x) for x in (excluded, allowed)]
-            scores, rows = self.rows.search(queries, k, *of_lists)
+            found: np.ndarray = self.rows.rows_of(wanted[0]) != MISSING
+        return found
+
+    def answer(self, vectors: np.ndarray, asked: Asked) -> Answer:
+        lists = asked.exclude, asked.allow
+        with self.lock.reading():
+            of_lists = [None if ids is None else self.rows.rows_of(ids) for ids in lists]
+            scores, rows = self.rows.search(vectors, asked.k, *of_lists)
             # Nothing was found at row -1, and there may be no item at all.
-            ids = self.rows.ids[rows] if len(self.rows) else np.full(rows.shape, padding)
-        return scores, np.where(rows == MISSING, padding, ids)
+            ids = self.rows.ids[rows] if len(self.rows) else np.full(rows.shape, self.padding_id)
+        return scores, np.where(rows == MISSING, self.padding_id, ids)
 
     def items(self) -> _Items:
         with self.lock.reading():
@@ -155,74 +219,27 @@ class LiveIndex(Retriever):
         return self._current.model
 
     @property
-    def padding_id(self) -> int | str:
-        """The id of a column that holds no item: -1, or "" where ids are strings."""
-        return self._current.padding_id
-
-    @property
-    def query_signature(self) -> FeatureSpecs:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature of a query."""
-        return self._current.model.query_signature
-
-    @property
-    def item_signature(self) -> FeatureSpecs:
-        """Name -> `tf.TensorSpec` ([None, ...]) of every feature that the item tower reads."""
-        return self._current.item_signature
-
-    @property
-    def width(self) -> int:
-        """The number of dimensions of its vectors, D."""
-        return self._current.width
-
-    def embed_query(self, features: Features) -> np.ndarray:
-        """Returns [B, D] float32: the vectors of a batch of query features."""
-        return self._current.embed_query(features)
-
-    def embed_item(self, features: Features) -> np.ndarray:
-        """Returns [m, D] float32: the vectors of a batch of item features, known or new."""
-        current = self._current
-        tensors = check_features(features, current.item_signature)
-        return embed_features(current.model.item_vectors, tensors)
+    def behind(self) -> Retriever:
+        """The present model and the items as it embeds them."""
+        return self._current
 
     def contains(self, ids: Any) -> np.ndarray:
         """Returns [m] bool: whether each of some ids is an item that it holds."""
-        current = self._current
-        wanted = check_lists(list(ids), 1, argument="ids", padding=current.padding_id)
-        assert wanted is not None  # noqa: S101
-        with current.lock.reading():
-            found: np.ndarray = current.rows.rows_of(wanted[0]) != MISSING
-        return found
+        return self._current.contains(ids)
 
-    def search(
-        self,
-        vectors: Any,
-        k: int,
-        *,
-        exclude: Any = None,
-        allow: Any = None,
-        allow_groups: Any = None,
-    ) -> Answer:
-        """Finds the best items for query vectors [B, D] of the retrieval space; see `top_k`.
+    def answer(self, vectors: np.ndarray, asked: Asked) -> Answer:
+        """Finds the best items for checked query vectors [B, D] float32; see `top_k`.
 
         The vectors have to be those of the present model: `top_k` sees to that by itself.
         """
-        return self._current.search(vectors, k, exclude, allow, allow_groups)
+        return self._current.answer(vectors, asked)
 
-    def top_k(
-        self,
-        features: Features,
-        k: int,
-        *,
-        exclude: Any = None,
-        allow: Any = None,
-        allow_groups: Any = None,
-    ) -> Answer:
+    def top_k(self, features: Features, k: int, **filters: Any) -> Answer:
         """Finds the best items for a batch of query features, wholly with one model.
 
         Arguments, answer and errors are those of `Retriever.top_k`.
         """
-        current = self._current
-        return current.search(current.embed_query(features), k, exclude, allow, allow_groups)
+        return self._current.top_k(features, k, **filters)
 
     def upsert(self, ids: Any, vectors: Any) -> None:
         """Adds items, or gives items another vector. All are found at once.
@@ -325,6 +342,5 @@ def _embed(
         received = f"{len(unknown)} without, the first is {unknown[0].item()!r}"
         raise bad_input("items", "features of every item of the index", received)
     starts = range(0, len(rows), batch_size)
-    chunks = (items.gather(rows[start : start + batch_size]) for start in starts)
-    vectors = np.concatenate([embed_features(model.item_vectors, chunk) for chunk in chunks])
-    return check_vectors(vectors, vectors.shape[-1])
+    batches = (items.gather(rows[start : start + batch_size]) for start in starts)
+    return embed(model.item_vectors, batches, ids=ids)

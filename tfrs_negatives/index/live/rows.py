@@ -10,21 +10,23 @@ import math
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.index.live.growing import GrowingArray
+from tfrs_negatives.index.live.arrays import GrowingArray, Lookup
 from tfrs_negatives.index.search.backends import (
-    MISSING,
     SMALLEST_TREE,
     ScannSettings,
     build_tree,
     scann_ops,
 )
-from tfrs_negatives.index.search.merging import Answer, Lookup, merge_answers
-
-_CELLS_AT_ONCE = 2**24
-"""Scores that an exact pass may hold in memory, 64 MB of float32."""
+from tfrs_negatives.model.top_k import (
+    MISSING,
+    Answer,
+    best_of,
+    in_parts,
+    merge_answers,
+    queries_at_once,
+)
 
 _DEEPEST_SHARE = 50
 """A search that would need more than 1/50 of the items as candidates is exact."""
@@ -172,38 +174,31 @@ class LiveRows:
                 answer = self._exact(queries, k, excluded)
             else:
                 answer = self._approximate(queries, k, depth, excluded)
-        return merge_answers([answer], k, MISSING)
+        return answer
 
     def _exact(self, queries: np.ndarray, k: int, excluded: np.ndarray) -> Answer:
-        k, step = min(k, len(self)), max(1, _CELLS_AT_ONCE // max(len(self), 1))
-        scores, rows = np.empty([len(queries), k], np.float32), np.empty([len(queries), k], int)
-        for start in range(0, len(queries), step):
-            part = slice(start, start + step)
-            found = queries[part] @ self.vectors.T
-            gone = np.broadcast_to(excluded, [len(queries), excluded.shape[1]])[part]
+        excluded = np.broadcast_to(excluded, [len(queries), excluded.shape[1]])
+
+        def search(part: slice) -> Answer:
+            found, gone = queries[part] @ self.vectors.T, excluded[part]
             query, column = np.nonzero(gone != MISSING)
             found[query, gone[query, column]] = -math.inf
-            best = tf.math.top_k(found, k)
-            scores[part], rows[part] = best.values, best.indices
-        return scores, rows
+            return best_of(found, k)
+
+        return in_parts(search, len(queries), queries_at_once(len(self)))
 
     def _among(
         self, queries: np.ndarray, k: int, excluded: np.ndarray | None, allowed: np.ndarray
     ) -> Answer:
-        one_for_all = len(allowed) == 1 and (excluded is None or len(excluded) == 1)
-        parts = [slice(None)] if one_for_all else [slice(b, b + 1) for b in range(len(queries))]
-        answers = []
-        for part in parts:
-            rows = np.unique(allowed[part if len(allowed) > 1 else slice(None)])
+        def search(part: slice) -> Answer:
+            rows = np.unique(allowed[part] if len(allowed) > 1 else allowed)
             if excluded is not None:
-                rows = rows[~np.isin(rows, excluded[part if len(excluded) > 1 else slice(None)])]
+                rows = rows[~np.isin(rows, excluded[part] if len(excluded) > 1 else excluded)]
             rows = rows[rows != MISSING]
-            found = queries[part] @ self.vectors[rows].T
-            places = np.broadcast_to(rows, found.shape)
-            answers.append(merge_answers([(found, places)], k, MISSING))
-        empty = np.empty([0, k], np.float32), np.empty([0, k], int)
-        scores, rows = (np.concatenate(c) for c in zip(*[*answers, empty], strict=True))
-        return scores, rows
+            return best_of(queries[part] @ self.vectors[rows].T, k, rows)
+
+        one_for_all = len(allowed) == 1 and (excluded is None or len(excluded) == 1)
+        return in_parts(search, len(queries), max(len(queries), 1) if one_for_all else 1)
 
     def _approximate(self, queries: np.ndarray, k: int, depth: int, excluded: np.ndarray) -> Answer:
         """Asks ScaNN for as many as the lists may take away, and scores what came last."""
@@ -239,12 +234,11 @@ class LiveRows:
 
 
 def _best(scores: np.ndarray, rows: np.ndarray, k: int, excluded: np.ndarray) -> Answer:
-    """Returns at most k columns, the best of scores [B, F] of rows [F] that are not excluded."""
+    """Returns k columns, the best of scores [B, F] of rows [F] that are not excluded."""
     if excluded.size:
         named = Lookup(rows, padding=MISSING).in_lists(excluded)
         scores = np.where(named, np.float32(-math.inf), scores)
-    best = tf.math.top_k(scores, min(k, len(rows)))
-    return best.values.numpy(), rows[best.indices.numpy()]
+    return best_of(scores, k, rows)
 
 
 def _train(vectors: np.ndarray, settings: ScannSettings) -> Any:

@@ -12,19 +12,22 @@ import numpy as np
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.files import drafted, write_text
-from tfrs_negatives.index.arguments import check_k, is_positive_integer
 from tfrs_negatives.index.build.build import build_index
-from tfrs_negatives.index.build.vectors import check_item_vectors, embed_items
-from tfrs_negatives.index.retriever import InFront, Retriever
+from tfrs_negatives.index.retriever import (
+    Asked,
+    Retriever,
+    is_positive_integer,
+)
 from tfrs_negatives.index.saved.export import export_index
 from tfrs_negatives.index.saved.load import LoadedIndex, load_index
-from tfrs_negatives.index.search.merging import Answer, merge_answers
+from tfrs_negatives.model.corpus import check_item_vectors, embed_items
 from tfrs_negatives.model.retrieval_model import RetrievalModel
+from tfrs_negatives.model.top_k import Answer, merge_answers
 
 _SHARDS_NAME = "shards.json"
 
 
-class ShardedIndex(InFront):
+class ShardedIndex(Retriever):
     """Several indexes of different items that answer as one.
 
     A query is embedded once, by the first. Every one is asked for k items, and the best of all are
@@ -80,7 +83,8 @@ class ShardedIndex(InFront):
         return self._shards
 
     @property
-    def _model_of(self) -> Retriever:
+    def behind(self) -> Retriever:
+        """The index whose model it has."""
         return self._shards[0]
 
     def contains(self, ids: Any) -> np.ndarray:
@@ -88,22 +92,12 @@ class ShardedIndex(InFront):
         found: np.ndarray = np.any([shard.contains(ids) for shard in self._shards], axis=0)
         return found
 
-    def search(
-        self,
-        vectors: Any,
-        k: int,
-        *,
-        exclude: Any = None,
-        allow: Any = None,
-        allow_groups: Any = None,
-    ) -> Answer:
-        """Finds the best items for query vectors [B, D] of the retrieval space; see `top_k`."""
-        k = check_k(k, len(self), f"at most the {len(self)} items of the index")
-        lists = {"exclude": exclude, "allow": allow, "allow_groups": allow_groups}
+    def answer(self, vectors: np.ndarray, asked: Asked) -> Answer:
+        """Finds the best items for checked query vectors [B, D] float32; see `top_k`."""
         # One that changes may have lost all its items.
-        asked = [shard for shard in self._shards if len(shard)]
-        answers = [shard.search(vectors, min(k, len(shard)), **lists) for shard in asked]
-        return merge_answers(answers, k, self.padding_id)
+        parts = [shard for shard in self._shards if len(shard)]
+        answers = [s.answer(vectors, asked._replace(k=min(asked.k, len(s)))) for s in parts]
+        return merge_answers(answers, asked.k, self.padding_id)
 
 
 def export_shards(

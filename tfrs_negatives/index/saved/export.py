@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 import subprocess
@@ -21,12 +22,12 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.files import drafted
 from tfrs_negatives.core.types import FEATURE_NAME
-from tfrs_negatives.index.arguments import FeatureSpecs, check_ks
 from tfrs_negatives.index.build.build import Index
+from tfrs_negatives.index.retriever import is_positive_integer
 from tfrs_negatives.index.saved.archive import is_export, write_manifest
 from tfrs_negatives.index.saved.servable import FILTERS, Servable
 from tfrs_negatives.index.search.backends import ScannSearch
-from tfrs_negatives.towers.signature import may_miss
+from tfrs_negatives.towers.signature import FeatureSpecs, may_miss
 
 _PACKAGES = ("tfrs-negatives", "tensorflow", "tf_keras", "scann", "numpy")
 
@@ -83,7 +84,7 @@ def export_index(
     """
     # A link stays a link: what it points to is replaced.
     target = Path(path).resolve()
-    ks = check_ks(ks, len(index))
+    ks = _check_ks(ks, len(index))
     _check_names(index)
     _check_target(target, overwrite)
     with drafted(target, argument="path") as work:
@@ -259,6 +260,21 @@ def _check_names(index: Index) -> None:
     taken = sorted(set(FILTERS) & index.query_signature.keys())
     if taken:
         raise bad_input("query_signature", f"no feature named as a filter, {FILTERS}", taken)
+
+
+def _check_ks(ks: Any, num_items: int) -> tuple[int, ...]:
+    """Returns the numbers of results that an export answers, in the given order.
+
+    Raises:
+        InputError: if there is none, one occurs twice, is not positive, or is above the corpus.
+    """
+    if not isinstance(ks, Sequence) or not ks or not all(is_positive_integer(k) for k in ks):
+        raise bad_input("ks", "a list of positive integers", repr(ks))
+    if len(set(ks)) < len(ks):
+        raise bad_input("ks", "each k once", repr(ks))
+    if max(ks) > num_items:
+        raise bad_input("ks", f"no k above the {num_items} items of the index", repr(ks))
+    return tuple(operator.index(k) for k in ks)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

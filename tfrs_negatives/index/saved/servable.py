@@ -7,10 +7,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfrs_negatives.index.arguments import FeatureSpecs
 from tfrs_negatives.index.build.build import Index
 from tfrs_negatives.index.search.answers import Answers
 from tfrs_negatives.model.retrieval_model import RetrievalModel
+from tfrs_negatives.towers.signature import FeatureSpecs
 
 FILTERS = ("exclude", "allow", "allow_groups")
 """Names of the inputs of the signatures that filter."""
@@ -63,8 +63,8 @@ class Servable(tf.Module):
         return answer
 
     def _list_spec(self, argument: str) -> tf.TensorSpec:
-        corpus = self._index.value.corpus
-        padding = corpus.group_padding if argument == "allow_groups" else corpus.padding_id
+        nature = self._index.value.nature
+        padding = nature.group_padding if argument == "allow_groups" else nature.padding_id
         return tf.TensorSpec([None, None], tf.string if padding == "" else tf.int64)
 
 

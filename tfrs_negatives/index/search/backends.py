@@ -7,23 +7,19 @@ declared: row -1 and score -inf.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
-IndexKind = Literal["exact", "scann"]
+from tfrs_negatives.model.top_k import MISSING, Answer, best_columns, in_parts, queries_at_once
 
-MISSING = -1
-"""The row of a column that holds no item."""
+IndexKind = Literal["exact", "scann"]
 
 SMALLEST_TREE = 1000
 """Below this many items ScaNN scores all of them: a tree would save nothing."""
-
-_CELLS_AT_ONCE = 2**26
-"""Scores that a search may hold in memory, 256 MB of float32."""
 
 
 @dataclass(frozen=True)
@@ -88,27 +84,30 @@ class ScannSettings:
         return leaves, reorder
 
 
-class Search(tf.Module):
+class Backend(tf.Module):
     """Finds the k items of the highest inner product. Runs in a graph or out of one."""
 
     kind: IndexKind
 
-    def __init__(self, num_items: int, width: int) -> None:
+    def __init__(self, vectors: np.ndarray | tf.Variable) -> None:
         super().__init__()
-        self.num_items = num_items
-        self.width = width
+        self.num_items, self.width = vectors.shape
+        if not isinstance(vectors, tf.Variable):
+            # A SavedModel keeps a variable in a file of its own.
+            vectors = tf.Variable(vectors, trainable=False, name="item_vectors")
+        self._vectors = vectors
 
     def nearest(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns at most k columns of scores and rows, the best first; NaN for no item."""
+        """Returns k columns of scores and rows for finite queries, see `search`."""
         raise NotImplementedError
 
     def vectors(self) -> tf.Tensor:
         """Returns the vectors of all items, [N, D] float32."""
-        raise NotImplementedError
+        return self._vectors
 
-    def stored(self) -> Search:
+    def stored(self) -> Backend:
         """Returns this search with all that it needs in variables, as a SavedModel keeps it."""
-        raise NotImplementedError
+        return self
 
     def search(self, queries: tf.Tensor, k: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Finds the best items of each query.
@@ -122,58 +121,26 @@ class Search(tf.Module):
             has score -inf and row -1, and stands behind all items.
         """
         k = tf.convert_to_tensor(k, tf.int32)
-        usable = tf.reduce_all(tf.math.is_finite(queries), axis=1, keepdims=True)
-        scores, rows = self.nearest(tf.where(usable, queries, 0.0), k)
-        found = usable & (scores > -math.inf)  # False for NaN
-        return pad_columns(tf.where(found, scores, -math.inf), tf.where(found, rows, MISSING), k)
+        return ask_the_finite(queries, lambda usable: self.nearest(usable, k))
 
-    def search_arrays(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search_arrays(self, queries: np.ndarray, k: int) -> Answer:
         """Does `search` outside a graph, on as many queries at a time as memory allows."""
-        step = queries_at_once(self.kind, self.num_items)
-        starts = range(0, max(len(queries), 1), step)
-        parts = [self.search(tf.constant(queries[s : s + step]), k) for s in starts]
-        scores, rows = (
-            np.concatenate([p.numpy() for p in column]) for column in zip(*parts, strict=True)
+        at_once = queries_at_once(self.num_items, kind=self.kind)
+        return in_parts(
+            lambda part: self.search(tf.constant(queries[part]), k), len(queries), at_once
         )
-        return scores, rows
 
 
-def as_variable(vectors: np.ndarray | tf.Variable) -> tf.Variable:
-    """Returns vectors as a variable, which a SavedModel keeps in a file of its own."""
-    if isinstance(vectors, tf.Variable):
-        return vectors
-    return tf.Variable(vectors, trainable=False, name="item_vectors")
+def ask_the_finite(
+    queries: tf.Tensor, search: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Searches with the queries [B, D] that are finite; the others find nothing."""
+    usable = tf.reduce_all(tf.math.is_finite(queries), axis=1, keepdims=True)
+    scores, rows = search(tf.where(usable, queries, 0.0))
+    return tf.where(usable, scores, -math.inf), tf.where(usable, rows, MISSING)
 
 
-def queries_at_once(kind: str, num_items: int, *, filtered: bool = False) -> int:
-    """Returns how many queries a search may be given, so that what it holds fits in memory.
-
-    Example:
-        >>> queries_at_once("exact", 2**20), queries_at_once("scann", 2**20)
-        (64, 4096)
-    """
-    if kind == "exact":
-        return max(1, _CELLS_AT_ONCE // num_items)
-    # A filter fetches up to a fiftieth of the corpus for each query.
-    return 256 if filtered else 4096
-
-
-def pad_columns(scores: tf.Tensor, rows: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Adds columns without an item until there are k: score -inf and row -1.
-
-    Args:
-        scores: [B, at most k] float32.
-        rows: [B, at most k] int32.
-        k: scalar int32.
-    """
-    missing = [[0, 0], [0, k - tf.shape(scores)[1]]]
-    scores = tf.pad(scores, missing, constant_values=-math.inf)
-    rows = tf.pad(rows, missing, constant_values=MISSING)
-    width = tf.get_static_value(k)
-    return tf.ensure_shape(scores, [None, width]), tf.ensure_shape(rows, [None, width])
-
-
-class ExactSearch(Search):
+class ExactSearch(Backend):
     """Scores every item. Equal scores keep the order of the catalogue.
 
     Args:
@@ -192,25 +159,15 @@ class ExactSearch(Search):
     kind = "exact"
 
     def __init__(self, vectors: np.ndarray) -> None:
-        super().__init__(*vectors.shape)
+        super().__init__(vectors)
         self.longest = float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max()))
-        self._vectors = as_variable(vectors)
 
     def nearest(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the k best of all scores."""
-        best = tf.math.top_k(tf.matmul(queries, self._vectors, transpose_b=True), k)
-        return best.values, best.indices
-
-    def vectors(self) -> tf.Tensor:
-        """Returns the vectors of all items, [N, D] float32."""
-        return self._vectors
-
-    def stored(self) -> Search:
-        """Returns itself: the vectors are a variable."""
-        return self
+        return best_columns(tf.matmul(queries, self._vectors, transpose_b=True), k)
 
 
-class ScannSearch(Search):
+class ScannSearch(Backend):
     """Looks into the most promising leaves of a ScaNN tree.
 
     The scores are exact inner products in float32, as ScaNN computes them anew from the full
@@ -226,22 +183,20 @@ class ScannSearch(Search):
     kind = "scann"
 
     def __init__(self, vectors: np.ndarray | tf.Variable, settings: ScannSettings) -> None:
-        super().__init__(*vectors.shape)
+        super().__init__(vectors)
         self.settings = settings
-        self._vectors = as_variable(vectors)
         self._searcher = _train_scann(self._vectors, settings)
 
     def nearest(self, queries: tf.Tensor, k: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns what ScaNN finds; fewer than k columns, or NaN, where the leaves hold no more."""
+        """Returns what ScaNN finds: fewer than k items where the leaves hold no more."""
         some = tf.shape(queries)[0] > 0  # ScaNN fails on an empty batch
         nothing = tf.zeros([0, k], tf.float32), tf.zeros([0, k], tf.int32)
-        return tf.cond(some, lambda: self._ask_scann(queries, k), lambda: nothing)
+        scores, rows = tf.cond(some, lambda: self._ask_scann(queries, k), lambda: nothing)
+        # Of ScaNN's operation TensorFlow knows no shape. NaN stands for no item.
+        scores, rows = (tf.ensure_shape(column, [None, None]) for column in (scores, rows))
+        return best_columns(tf.where(tf.math.is_nan(scores), -math.inf, scores), k, rows)
 
-    def vectors(self) -> tf.Tensor:
-        """Returns the vectors of all items, [N, D] float32."""
-        return self._vectors
-
-    def stored(self) -> Search:
+    def stored(self) -> Backend:
         """Returns a search of which ScaNN's whole state is in variables."""
         return _StoredScannSearch(self)
 
@@ -264,12 +219,11 @@ class ScannSearch(Search):
 
 class _StoredScannSearch(ScannSearch):
     def __init__(self, search: ScannSearch) -> None:
-        Search.__init__(self, search.num_items, search.width)
-        self.settings = search.settings
         self._state = search.searcher().serialize_to_module()
-        self._vectors = self._state.dataset
+        Backend.__init__(self, self._state.dataset)
+        self.settings = search.settings
 
-    def stored(self) -> Search:
+    def stored(self) -> Backend:
         return self
 
     def searcher(self) -> Any:

@@ -19,7 +19,8 @@ import tensorflow as tf
 
 from tfrs_negatives.data.catalogue import find_sorted
 from tfrs_negatives.data.ids import to_keys
-from tfrs_negatives.index.search.backends import MISSING, ExactSearch, Search, pad_columns
+from tfrs_negatives.index.search.backends import Backend, ExactSearch, ask_the_finite
+from tfrs_negatives.model.top_k import MISSING, best_columns
 
 _NO_ROW = np.iinfo(np.int32).max
 """Stands behind the rows of a list: no row, so that a list is never empty."""
@@ -70,7 +71,7 @@ class FilteredSearch(tf.Module):
     """
 
     def __init__(
-        self, backend: Search, group_codes: np.ndarray | None = None, *, num_groups: int = 0
+        self, backend: Backend, group_codes: np.ndarray | None = None, *, num_groups: int = 0
     ) -> None:
         super().__init__()
         self.backend = backend
@@ -103,18 +104,12 @@ class FilteredSearch(tf.Module):
         """
         if exclude is None and allow is None and groups is None:
             return self.backend.search(queries, k)
-        usable = tf.reduce_all(tf.math.is_finite(queries), axis=1, keepdims=True)
-        queries = tf.where(usable, queries, 0.0)
         lists = self._lists(tf.shape(queries)[0], exclude, groups)
         if allow is not None:
-            scores, rows = self._among(queries, k, allow, lists)
-        elif isinstance(self.backend, ExactSearch):
-            scores, rows = self._exact(queries, k, lists)
-        else:
-            scores, rows = self._fetched(queries, k, lists)
-        scores, rows = pad_columns(scores, rows, k)
-        found = usable & (scores > -math.inf)
-        return tf.where(found, scores, -math.inf), tf.where(found, rows, MISSING)
+            return ask_the_finite(queries, lambda usable: self._among(usable, k, allow, lists))
+        is_exact = isinstance(self.backend, ExactSearch)
+        find = self._exact if is_exact else self._fetched
+        return ask_the_finite(queries, lambda usable: find(usable, k, lists))
 
     def _lists(
         self, batch: tf.Tensor, exclude: tf.Tensor | None, groups: tf.Tensor | None
@@ -146,8 +141,7 @@ class FilteredSearch(tf.Module):
         row = tf.cast(tf.gather_nd(lists.exclude, place), tf.int64)
         cells = tf.stack([place[:, 0], row], axis=1)
         gone = tf.fill([tf.shape(cells)[0]], -math.inf)
-        best = tf.math.top_k(tf.tensor_scatter_nd_update(scores, cells, gone), k)
-        return best.values, best.indices
+        return best_columns(tf.tensor_scatter_nd_update(scores, cells, gone), k)
 
     def _fetched(
         self, queries: tf.Tensor, k: tf.Tensor, lists: _Lists
@@ -156,9 +150,7 @@ class FilteredSearch(tf.Module):
         depth = self._depth(k, lists)
         scores, rows = self.backend.search(queries, depth)
         scores = tf.where(self._keep(rows, lists), scores, -math.inf)
-        best = tf.math.top_k(scores, tf.minimum(k, depth))
-        rows = tf.gather(rows, best.indices, batch_dims=1)
-        scores, rows = pad_columns(best.values, rows, k)
+        scores, rows = best_columns(scores, k, rows)
         is_short = tf.reduce_any(tf.math.is_inf(scores), axis=1)
         return tf.cond(
             tf.reduce_any(is_short),
@@ -206,7 +198,6 @@ class FilteredSearch(tf.Module):
         self, queries: tf.Tensor, k: tf.Tensor, allow: tf.Tensor, lists: _Lists
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Scores of the allowed rows alone: of all queries at once where they share a list."""
-        k = tf.minimum(k, tf.shape(allow)[1])
 
         def search_one(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             one = slice(place, place + 1)
@@ -229,8 +220,7 @@ class FilteredSearch(tf.Module):
         scores = tf.matmul(queries, vectors, transpose_b=True)
         rows = tf.broadcast_to(allow, tf.shape(scores))
         keep = self._keep(rows, lists) & ~again
-        best = tf.math.top_k(tf.where(keep, scores, -math.inf), k)
-        return best.values, tf.gather(allow, best.indices)
+        return best_columns(tf.where(keep, scores, -math.inf), k, allow)
 
 
 def _map(function: Callable[[tf.Tensor], Any], places: tf.Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""Rows that are appended one by one without copying all of them each time."""
+"""Arrays of which only the end grows, and which of some values stand in lists."""
 
 from __future__ import annotations
 
@@ -50,3 +50,32 @@ class GrowingArray:
         """Removes a row by moving the last one into its place."""
         self._count -= 1
         self._rows[row] = self._rows[self._count]
+
+
+class Lookup:
+    """Says which of some values stand in a list. The values are sorted once.
+
+    Args:
+        values: [n] integers or strings, any number of times each.
+        padding: an entry of a list that stands for nothing, even if it is among the values.
+
+    Example:
+        >>> lookup = Lookup(np.array([7, 8, 7]), padding=-1)
+        >>> lookup.in_lists(np.array([[7, -1], [9, 8]])).tolist()
+        [[True, False, True], [False, True, False]]
+    """
+
+    def __init__(self, values: np.ndarray, *, padding: int | str) -> None:
+        self._padding = padding
+        self._known, self._place_of_value = np.unique(values, return_inverse=True)
+
+    def in_lists(self, lists: np.ndarray) -> np.ndarray:
+        """Returns [B, n] bool for lists [B, W] as `check_lists` gives them; [1, n] for [1, W]."""
+        known = self._known
+        named = np.zeros([len(lists), len(known)], bool)
+        if len(known):
+            wanted = lists.astype(str) if known.dtype.kind == "U" else lists
+            place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+            row, column = np.nonzero((known[place] == wanted) & (wanted != self._padding))
+            named[row, place[row, column]] = True
+        return named[:, self._place_of_value]
