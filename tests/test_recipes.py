@@ -36,7 +36,7 @@ def test_uniform_draws_need_no_correction_and_no_frequency():
     assert [source.name for source in task.negatives] == ["uniform"]
     assert task.negatives[0].num_negatives == 9
     assert task.frequency is None
-    assert task.correct is None
+    assert task.correction.policy is None
     assert [type(mask) for mask in task.masks] == [AccidentalHits]
 
 
@@ -58,7 +58,7 @@ def test_hard_recipes_leave_out_what_the_query_has_chosen():
         assert [(type(miner), miner.slack) for miner in task.miners] == [
             (WithinPositiveRadius, 2.5)
         ]
-        assert task.correct == "both"
+        assert task.correction.policy == "both"
     assert [source.name for source in cross_batch_ngame(ITEMS, history=LOG).negatives] == [
         "in_batch",
         "cross_batch",

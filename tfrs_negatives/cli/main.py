@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tfrs_negatives import __version__
+from tfrs_negatives.cli.parts import parts
 from tfrs_negatives.core.errors import InputError, bad_input
 from tfrs_negatives.serve.command import serve
 
@@ -35,6 +36,8 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("tfrs_negatives").setLevel(logging.INFO)
+    # Where a module with parts of one's own may be.
+    sys.path.append(os.getcwd())
     try:
         app()
     except InputError as error:
@@ -82,7 +85,8 @@ def train(
         Path | None, typer.Option(metavar="RUN", help="Finish the run that was to go there.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print the configuration.")
+        bool,
+        typer.Option("--dry-run", help="Only print the configuration, the recipe as its parts."),
     ] = False,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
@@ -90,6 +94,8 @@ def train(
     """Train a model and write its run folder.
 
     Example: tfrs-negatives train --out runs/ml100k data.source=ml-100k:ml-100k data.min_rating=3
+
+    What the section `task` can be made of: tfrs-negatives parts
 
     A run that was interrupted or killed goes on from its last checkpoint:
     tfrs-negatives train --resume runs/ml100k
@@ -149,7 +155,7 @@ def search(
     """Search good settings on a part of the training events; the test part is not looked at.
 
     Example: tfrs-negatives search --space "train.learning_rate=log(1e-3, 1e-1)"
-    --space "negatives.recipe=one_of(in_batch, mixed_negative_sampling)" data.min_rating=3
+    --space "task.recipe=one_of(in_batch, mixed_negative_sampling)" data.min_rating=3
 
     Trials that fall behind the median are stopped early. The same command goes
     on where it was interrupted; more --trials add to it. The folder gets
@@ -325,6 +331,7 @@ def recommend(
 
 
 app.command()(serve)
+app.command()(parts)
 
 
 @app.command()

@@ -205,12 +205,14 @@ def load_run(folder: Path) -> tuple[RunConfig, TwoTower]:
     for name in ("config.yaml", "model.keras", "metrics.json"):
         if not (folder / name).is_file():
             raise bad_input("run", f"a run folder with {name}", folder)
+    # First: it imports the parts of one's own.
+    config = load_config(folder / "config.yaml")
     try:
         model = tf.keras.models.load_model(folder / "model.keras")
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise bad_input("run", "a readable model.keras", f"{folder}: {reason}") from error
-    return load_config(folder / "config.yaml"), model
+    return config, model
 
 
 def index_run(folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
