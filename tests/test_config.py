@@ -66,6 +66,10 @@ def test_an_empty_file_is_the_defaults(tmp_path):
         ("model.hidden=[wide]", "`model.hidden.0`"),
         ("model.similarity=euclid", "'dot' or 'cosine'"),
         ("data.columns={age: {role: query, encoding: round}}", "`data.columns.age`, `encoding`"),
+        (
+            "data.columns={age: null}",
+            "`data.columns.age`: expected a role with `encoding: left_out",
+        ),
         ("task.recipe.num_uniform=-3", "`task.recipe.num_uniform`"),
         ("task.recipe.num_uniform=many", "`task.recipe.mixed_negative_sampling.num_uniform`"),
         ("task.recipe.num_unifrom=3", "perhaps `task.recipe.mixed_negative_sampling.num_uniform`"),

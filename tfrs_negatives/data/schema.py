@@ -1,6 +1,6 @@
 """What the columns of a log and of a catalogue mean: declared once, for every container and file.
 
-Imports neither TensorFlow nor numpy, so that a configuration can be read at once.
+Imports neither TensorFlow nor numpy.
 """
 
 from __future__ import annotations

@@ -227,7 +227,8 @@ def _try(expansion: Expansion) -> None:
         log = Interactions({"query": np.arange(2)}, np.arange(2), query_key="query")
         run = Run(ItemCatalogue(np.arange(num_items)), log, np.ones(num_items, np.int64))
         try:
-            expansion.build(run)
+            # A name, or Keras would count it, and name the task of the run by another number.
+            expansion.build(run, name="tried")
             return
         except InputError as error:
             if PROVIDED.keys() & re.split(r"\W+", str(error).split("`")[1]):

@@ -18,6 +18,7 @@ from pydantic import (
     PlainSerializer,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -26,6 +27,7 @@ from pydantic import (
 from tfrs_negatives.core.errors import InputError, bad_input, known_key
 from tfrs_negatives.core.types import Similarity
 from tfrs_negatives.data.schema import Column, Schema
+from tfrs_negatives.data.sources.load import TABLES
 from tfrs_negatives.model import recipes  # noqa: F401  (registered)
 from tfrs_negatives.model.composition import Composition
 
@@ -116,10 +118,14 @@ class DataConfig(Section):
 
     @field_validator("columns", mode="before")
     @classmethod
-    def _without_null(cls, columns: Any) -> Any:
+    def _without_null(cls, columns: Any, info: ValidationInfo) -> Any:
         # So that an override can leave out a column of a file: `data.columns.age=null`.
         if not isinstance(columns, dict):
             return columns
+        left_out = [name for name, spec in columns.items() if spec is None]
+        if left_out and not str(info.data.get("source")).startswith(TABLES):
+            rule = "a role with `encoding: left_out`, as the source has its own columns"
+            raise bad_input(f"data.columns.{left_out[0]}", rule, None)
         return {name: spec for name, spec in columns.items() if spec is not None}
 
     @field_validator("columns")
