@@ -227,16 +227,17 @@ for storage, size in {"float32": 4, "float16": 2}.items():
 
 
 # %%
-class Count:
+class Count(tfn.Mask):
     steps, drawn, expected = 0, np.zeros(len(data.items)), np.zeros(len(data.items))
 
-    def keep(self, scores, pool, context):
-        rows = data.items.rows_of_keys(pool.ids[pool.filled]).numpy()
+    def keep(self, scored, batch):
+        rows = data.items.rows_of_keys(scored.ids).numpy()
+        rows = rows[rows >= 0]
         self.steps += 1
         self.drawn += np.bincount(rows, minlength=len(data.items))
         for source in task.negatives:
-            self.expected += np.exp(source.log_expected_count(data.items.keys, context))
-        return tf.ones_like(scores.negatives, tf.bool)
+            self.expected += np.exp(source.log_count(data.items.keys, batch))
+        return tf.ones_like(scored.score, tf.bool)
 
 
 count = Count()

@@ -245,15 +245,15 @@ for label in ("ngame, slack 0", "cross-batch ngame, 0"):
 # %% [markdown]
 # ## Miners, one by one
 #
-# A miner gets the logits of a step and says which columns count. To look at some, the one below
-# keeps what it is given. The model is the baseline, the batch a random one.
+# A miner gets the scored candidates of a step and says which of them count. To look at some, the
+# one below keeps what it is given. The model is the baseline, the batch a random one.
 
 
 # %%
-class Recorder:
-    def mine(self, logits, context):
-        self.logits, self.context = logits, context
-        return logits
+class Recorder(tfn.Miner):
+    def mine(self, scored, batch):
+        self.scored, self.batch = scored, batch
+        return scored
 
 
 def logits_of(batch, **options):
@@ -275,18 +275,18 @@ batch = next(iter(data.train.dataset(B, item_key=baseline.item_key)))
 step = logits_of(batch)
 miners = {
     "Hardest(10)": tfn.Hardest(10),
-    'Hardest(10, by="scores")': tfn.Hardest(10, by="scores"),
+    'Hardest(10, by="score")': tfn.Hardest(10, by="score"),
     "RandomOfTop(10, 100)": tfn.RandomOfTop(10, 100),
     "SemiHard(1.0)": tfn.SemiHard(1.0),
     "WithinPositiveRadius()": tfn.WithinPositiveRadius(),
     "... (slack=3.0)": tfn.WithinPositiveRadius(slack=3.0),
 }
-mined = {"all that the mask left": step.logits}
-mined |= {label: miner.mine(step.logits, step.context) for label, miner in miners.items()}
+mined = {"all that the mask left": step.scored}
+mined |= {label: miner.mine(step.scored, step.batch) for label, miner in miners.items()}
 print(" " * 26, "columns per row   rows without   mean score - positive")
-for label, logits in mined.items():
-    keep = logits.keep.numpy()
-    lead = (logits.scores - logits.positive_score[:, None]).numpy()[keep].mean()
+for label, scored in mined.items():
+    keep = scored.keep.numpy()
+    lead = (scored.score - scored.positive_score[:, None]).numpy()[keep].mean()
     print(
         label.ljust(26),
         f"{keep.sum(axis=1).mean():15.1f} {(~keep.any(axis=1)).mean():14.1%}",
@@ -295,15 +295,15 @@ for label, logits in mined.items():
     print(f"{lead:24.2f}")
 
 # %% [markdown]
-# One row of them. Each mark is a column at its score, the line is the positive.
+# One row of them. Each mark is a candidate at its score, the line is the positive.
 
 # %%
-scores, positive = step.logits.scores.numpy(), step.logits.positive_score.numpy()
-above = ((scores >= positive[:, None]) & step.logits.keep.numpy()).sum(axis=1)
+scores, positive = step.scored.score.numpy(), step.scored.positive_score.numpy()
+above = ((scores >= positive[:, None]) & step.scored.keep.numpy()).sum(axis=1)
 row = np.abs(above - 8).argmin()
 fig, axis = plt.subplots(figsize=(8, 3))
-for place, logits in enumerate(mined.values()):
-    kept = logits.scores[row].numpy()[logits.keep[row].numpy()]
+for place, scored in enumerate(mined.values()):
+    kept = scored.score[row].numpy()[scored.keep[row].numpy()]
     axis.plot(kept, np.full(len(kept), -place), "|", markersize=14)
 axis.axvline(positive[row], color="black", linewidth=1)
 axis.set_yticks(-np.arange(len(mined)), mined)
@@ -312,7 +312,7 @@ fig.tight_layout()
 
 # %% [markdown]
 # `Hardest` and `RandomOfTop` choose by the logit, after the correction: there a rare item counts
-# more than its score says. With `by="scores"` the ten are simply the ten to the right. The others
+# more than its score says. With `by="score"` the ten are simply the ten to the right. The others
 # compare scores, and how many they keep differs from row to row.
 #
 # ## Losses on pairs

@@ -1,6 +1,6 @@
 """Slow, obvious numpy version of one step of cross-batch NGAME, in the words of the thesis.
 
-Numbers in brackets are its steps (section 3.5; ALG 5.6). Vectors are of length 1 where they are
+Numbers in brackets are its steps (section 3.5). Vectors are of length 1 where they are
 compared; a radius is a squared distance.
 """
 

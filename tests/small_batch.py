@@ -6,10 +6,9 @@ import numpy as np
 import reference
 import tensorflow as tf
 
-from tfrs_negatives.core.part import Part
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.step.frequency import ExactFrequency
-from tfrs_negatives.step.records import Candidates
+from tfrs_negatives.step.records import Candidates, Sampler
 from tfrs_negatives.step.score import ItemBias
 from tfrs_negatives.step.task import Retrieval
 
@@ -30,22 +29,21 @@ COUNTS = np.arange(NUM_ITEMS) * 3.0
 SCORE_MASK = RNG.random((NUM_ROWS, NUM_ROWS)) > 0.4
 
 
-class Drawn(Part):
+class Drawn(Sampler):
     """Proposes the items it is told to, as if they had been drawn uniformly."""
 
     name = "drawn"
-    needs_frequency = False
 
-    def __init__(self, rows, filled=None):
+    def __init__(self, rows, valid=None):
         self.rows = tf.constant(rows)
-        self.filled = tf.constant([True] * len(rows) if filled is None else filled)
+        self.valid = tf.constant([True] * len(rows) if valid is None else valid)
 
-    def propose(self, context):
-        vectors = context.encode_items(CATALOGUE.gather(self.rows))
+    def sample(self, batch):
+        vectors = batch.encode_items(CATALOGUE.gather(self.rows))
         nobody = tf.fill([len(self.rows)], -1)
-        return Candidates(CATALOGUE.keys_at(self.rows), vectors, self.filled, nobody)
+        return Candidates(CATALOGUE.keys_at(self.rows), vectors, self.valid, nobody)
 
-    def log_expected_count(self, ids, context):
+    def log_count(self, ids, batch):
         return tf.fill(tf.shape(ids), np.float32(np.log(len(self.rows) / NUM_ITEMS)))
 
 

@@ -107,7 +107,7 @@ def test_log_counts_are_subtracted_in_one_place_only():
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.BinOp)
         and isinstance(node.op, ast.Sub)
-        and "log_expected_count" in ast.unparse(node)
+        and "log_count" in ast.unparse(node)
     }
     assert users <= {"step/correction.py"}
 

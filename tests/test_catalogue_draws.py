@@ -13,7 +13,7 @@ from reference import full_softmax
 
 from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.data.catalogue import ItemCatalogue
-from tfrs_negatives.step.batch import build_context
+from tfrs_negatives.step.batch import make_batch
 from tfrs_negatives.step.frequency import ExactFrequency
 from tfrs_negatives.step.samplers import LogUniform, Popularity, Uniform
 from tfrs_negatives.step.task import Retrieval
@@ -36,11 +36,12 @@ def log_uniform(num_negatives=5):
 
 def context_of(step=1, items=ITEMS):
     ids = items.keys[:2]
-    return build_context(
+    return make_batch(
         tf.ones([2, 1]),
         tf.ones([2, 1]),
         candidate_ids=tf.constant(ids),
         features={},
+        sample_weight=None,
         encode_items=lambda features: tf.ones([tf.shape(features["item_id"])[0], 1]),
         log_probability=lambda ids: tf.zeros(tf.shape(ids)),
         step=tf.constant(step, tf.int64),
@@ -50,7 +51,7 @@ def context_of(step=1, items=ITEMS):
 
 def probabilities(source):
     """exp(log expected count) / n of each item of the catalogue."""
-    counts = source.log_expected_count(tf.constant(source.items.keys), context_of())
+    counts = source.log_count(tf.constant(source.items.keys), context_of())
     assert counts.dtype == tf.float32
     return np.exp(counts.numpy().astype(float)) / source.num_negatives
 
@@ -85,7 +86,7 @@ def test_exponent_zero_is_uniform_and_one_the_shares_of_the_events():
 def test_an_id_outside_the_catalogue_is_never_expected():
     ids = tf.constant([[5, ITEMS.keys[7]], [ITEMS.keys[7], -1]], tf.int64)
     for source in (popularity(), log_uniform()):
-        counts = source.log_expected_count(ids, context_of()).numpy()
+        counts = source.log_count(ids, context_of()).numpy()
         np.testing.assert_array_equal(np.isneginf(counts), [[True, False], [False, True]])
         assert counts[0, 1] == counts[1, 0]
 
@@ -102,7 +103,7 @@ def test_extreme_counts_and_exponents_stay_finite():
 
 
 def drawn_rows(source, steps=10):
-    ids = [source.propose(context_of(step)).ids for step in range(steps)]
+    ids = [source.sample(context_of(step)).ids for step in range(steps)]
     return source.items.rows_of_keys(tf.concat(ids, axis=0)).numpy()
 
 
@@ -147,7 +148,7 @@ def test_the_largest_number_draws_an_item(kind, monkeypatch):
     }[kind]()
     numbers = tf.constant([0, 2**53 - 1, 2**53 - 2, 2**52], tf.int64)
     monkeypatch.setattr(tf.random, "stateless_uniform", lambda *_, **__: numbers)
-    first, last, _, middle = source.propose(context_of(items=items)).ids.numpy() - 7
+    first, last, _, middle = source.sample(context_of(items=items)).ids.numpy() - 7
     by_rank = np.argsort(-BIG_COUNTS, kind="stable")
     if kind == "log uniform":
         # (N + 1)^(1/2) is rank 546.7.
@@ -166,7 +167,7 @@ def test_a_sum_of_shares_below_one_draws_the_last_item(monkeypatch):
     assert int(source.draw(tf.constant([1 - 2.0**-53], tf.float64))[0]) == 7
     largest = tf.constant([2**53 - 1], tf.int64)
     monkeypatch.setattr(tf.random, "stateless_uniform", lambda *_, **__: largest)
-    assert source.propose(context_of(items=items)).ids.numpy().tolist() == [6]
+    assert source.sample(context_of(items=items)).ids.numpy().tolist() == [6]
 
 
 @every_source

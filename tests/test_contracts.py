@@ -33,8 +33,10 @@ from tfrs_negatives.step.losses import (
     masked_log_sum_exp,
 )
 from tfrs_negatives.step.masks import known_positives
+from tfrs_negatives.step.masks.apply import GivenMask
 from tfrs_negatives.step.masks.keep import AccidentalHits, ScoreMargin
 from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.step.metrics import KerasLoss
 from tfrs_negatives.step.miners import (
     Hardest,
     RandomOfTop,
@@ -42,7 +44,7 @@ from tfrs_negatives.step.miners import (
     SemiHard,
     WithinPositiveRadius,
 )
-from tfrs_negatives.step.records import Logits
+from tfrs_negatives.step.records import Frequency, Loss, Mask, Miner, Sampler, Scored, StepPart
 from tfrs_negatives.step.report import StepReport
 from tfrs_negatives.step.samplers import (
     CrossBatch,
@@ -150,13 +152,13 @@ PARTS = {
     "RandomOfTop": lambda: {"miners": [RandomOfTop(2, 4)]},
     "SemiHard": lambda: {"miners": [SemiHard(2.0)]},
     "WithinPositiveRadius": lambda: {
-        "miners": [WithinPositiveRadius(farthest="known", slack=2.0), Hardest(3, by="scores")],
+        "miners": [WithinPositiveRadius(farthest="known", slack=2.0), Hardest(3, by="score")],
         "masks": [KnownPositives(HISTORY, CATALOGUE, static_shapes=True)],
         "frequency": exact(),
     },
     "WithinPositiveRadius own": lambda: {
         "negatives": [InBatch(), CrossBatch(9)],
-        "miners": [WithinPositiveRadius(slack=2.0, by="logits")],
+        "miners": [WithinPositiveRadius(slack=2.0, by="logit")],
         "masks": [AccidentalHits()],
         "frequency": exact(),
     },
@@ -180,11 +182,11 @@ PARTS = {
 every_part = pytest.mark.parametrize("part", PARTS)
 
 
-class NobodyCounts(Part):
+class NobodyCounts(Mask):
     """A mask that leaves no column to any row."""
 
-    def keep(self, scores, pool, context):
-        return tf.zeros_like(scores.keep)
+    def keep(self, scored, batch):
+        return tf.zeros_like(scored.keep)
 
 
 def build(part, **extra):
@@ -229,13 +231,16 @@ def loss_and_gradients(task, queries=QUERIES, items=ITEMS, ids=IDS, corpus=CORPU
 
 
 # What a part is made of, and what parts have in common: tried through them.
-INNER = (CatalogueDraws, CountedDraws, FeatureDrift, MemoryBank, RankedMiner, StepReport)
+INNER = (
+    *(CatalogueDraws, CountedDraws, FeatureDrift, MemoryBank, RankedMiner, StepReport),
+    *(Frequency, GivenMask, KerasLoss, Loss, Mask, Miner, Sampler, StepPart),
+)
 
 
 def public_parts():
     """Every part and layer that a module of the step defines."""
     found = set()
-    for folder in ("propose", "score", "train"):
+    for folder in ("step", "model"):
         package = importlib.import_module(f"tfrs_negatives.{folder}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             members = inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
@@ -325,7 +330,7 @@ def test_extreme_logits(extreme, mined):
     positive = tf.constant([0.0, extreme])
     with tf.GradientTape() as tape:
         tape.watch([positive, values])
-        logits = Logits(positive, values, keep)
+        logits = Scored(positive, values, keep)
         loss = SampledSoftmax()(Hardest(3).mine(logits, None) if mined else logits)
     gradients = tape.gradient(loss, [positive, values])
     # Row 0: one of 0 and one of `extreme` against 0. Row 1: one of `extreme`, one of 0.
@@ -342,7 +347,7 @@ def test_extreme_logits(extreme, mined):
 def test_the_log_sum_of_an_empty_row_is_zero():
     keep = tf.constant([[False, False], [True, False]])
     values = tf.constant([[3.0, 4.0], [2.0, 9.0]])
-    some, margin = masked_log_sum_exp(values, keep, origin=tf.constant([5.0, 0.5]))
+    some, margin = masked_log_sum_exp(values, keep, positive=tf.constant([5.0, 0.5]))
     np.testing.assert_array_equal(some, [False, True])
     np.testing.assert_allclose(margin, [0.0, 1.5])
 
@@ -362,9 +367,9 @@ def test_all_columns_masked_is_loss_zero_and_gradient_zero(part):
 def test_a_masked_row_does_not_touch_the_others(part):
     rows = np.array([0, 1, 3, 4, 5])
 
-    class RowTwoIsEmpty(Part):
-        def keep(self, scores, pool, context):
-            return tf.ones_like(scores.keep) & (tf.range(B) != 2)[:, None]
+    class RowTwoIsEmpty(Mask):
+        def keep(self, scored, batch):
+            return tf.ones_like(scored.keep) & (tf.range(B) != 2)[:, None]
 
     def weighted(mask, weights):
         return loss_and_gradients(build(part, masks=mask), sample_weight=weights)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from reference import EMPTY, batch_columns, numerical_gradient
 
 from tfrs_negatives.core.errors import InputError
-from tfrs_negatives.core.part import Part
 from tfrs_negatives.data import Interactions
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.model.two_tower import TwoTower
@@ -19,6 +18,7 @@ from tfrs_negatives.step.frequency import ExactFrequency
 from tfrs_negatives.step.losses import SampledSoftmax
 from tfrs_negatives.step.masks.keep import AccidentalHits
 from tfrs_negatives.step.masks.known_positives import KnownPositives
+from tfrs_negatives.step.records import Loss
 from tfrs_negatives.step.samplers import CrossBatch, InBatch, Weighted
 from tfrs_negatives.step.samplers.drift import FeatureDrift
 from tfrs_negatives.step.task import Retrieval
@@ -109,9 +109,9 @@ def test_gradients_are_those_of_the_loops(budget, in_batch, compensate, policy):
     for queries, vectors, ids in batches(4):
         inputs = tf.constant(queries), tf.constant(vectors)
         with tf.GradientTape() as tape:
-            tape.watch([*inputs, source.bank.embeddings] if task.built else inputs)
+            tape.watch([*inputs, source.bank.vectors] if task.built else inputs)
             loss = task(*inputs, candidate_ids=ids, training=True)
-        watched = [*inputs, source.bank.embeddings]
+        watched = [*inputs, source.bank.vectors]
         *gradients, past = tape.gradient(loss, watched)
         assert past is None or not np.any(tf.convert_to_tensor(past))
         stored = bank.columns()
@@ -174,11 +174,11 @@ def test_a_bank_with_just_this_batch_is_in_batch(policy, hits_masked):
     np.testing.assert_allclose(np.exp(alone.loss_function.rows), wanted, rtol=1e-5)
 
 
-class Rows(Part):
+class Rows(Loss):
     """The sampled softmax, which keeps what it was given and what it answered."""
 
-    def __call__(self, logits):
-        self.logits, self.rows = logits, SampledSoftmax()(logits)
+    def __call__(self, scored, batch=None):
+        self.scored, self.rows = scored, SampledSoftmax()(scored)
         return self.rows
 
 
@@ -189,7 +189,7 @@ def test_batch_and_bank_have_the_log_count_of_their_sum():
     for batch in batches(5):
         step(task, batch)
         step(plain, batch)
-        counts = plain.loss_function.logits.negatives - task.loss_function.logits.negatives
+        counts = plain.loss_function.scored.logit - task.loss_function.scored.logit
         ids = [*batch[2]]
         np.testing.assert_allclose(
             np.exp(counts[:, :B]), [[(B + used) * share(i) for i in ids]] * B, rtol=1e-4
@@ -398,7 +398,7 @@ def test_a_saved_model_has_the_bank_and_goes_on_bit_for_bit(tmp_path, weighted):
         return Weighted(source, 0.5) if weighted else source
 
     def bank_in(model):
-        return model.task.negatives[1].source if weighted else model.task.negatives[1]
+        return model.task.negatives[1].sampler if weighted else model.task.negatives[1]
 
     model = model_of(source(), masks=[AccidentalHits()])
     model.fit(data(), verbose=0)
@@ -447,7 +447,7 @@ def test_known_positives_in_the_bank_are_never_negatives(events, seed):
             + [(u, i) not in known and i != EMPTY for i in stored]
             for row, u in enumerate(rows)
         ]
-        np.testing.assert_array_equal(task.loss_function.logits.keep, wanted)
+        np.testing.assert_array_equal(task.loss_function.scored.keep, wanted)
         assert sorted(i for i in stored if i != EMPTY) == sorted(c.item for c in bank.columns())
         bank.push(ids, vectors)
 

@@ -53,8 +53,8 @@ class SeenMiner(WithinPositiveRadius):
         super().__init__(**options)
         self.kept = []
 
-    def mine(self, logits, context):
-        mined = super().mine(logits, context)
+    def mine(self, scored, batch):
+        mined = super().mine(scored, batch)
         self.kept.append(mined.keep.numpy())
         return mined
 

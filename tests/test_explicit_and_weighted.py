@@ -26,12 +26,11 @@ from small_batch import (
 )
 
 from tfrs_negatives.core.errors import InputError
-from tfrs_negatives.core.part import Part
 from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.step.losses import EasyHardMixture, SampledSoftmax
 from tfrs_negatives.step.masks.keep import AccidentalHits
-from tfrs_negatives.step.records import Logits
+from tfrs_negatives.step.records import Loss, Scored
 from tfrs_negatives.step.samplers import (
     CrossBatch,
     Explicit,
@@ -175,11 +174,11 @@ def test_a_common_weight_multiplies_the_negatives_against_the_positive(policy):
     np.testing.assert_allclose(np.expm1(kept.rows), 7 * plain, rtol=1e-4)
 
 
-class Rows(Part):
+class Rows(Loss):
     """The sampled softmax, which keeps what it answered for each row."""
 
-    def __call__(self, logits):
-        self.rows = SampledSoftmax()(logits)
+    def __call__(self, scored, batch=None):
+        self.rows = SampledSoftmax()(scored)
         return self.rows
 
 
@@ -408,7 +407,7 @@ def mixed(positive, easy, hard, share):
     keep = tf.ones([1, len(easy) + len(hard)], tf.bool)
     explicit_columns = tf.constant([False] * len(easy) + [True] * len(hard), tf.bool)
     negatives = tf.constant([[*easy, *hard]], tf.float32)
-    logits = Logits(tf.constant([positive]), negatives, keep, explicit_columns)
+    logits = Scored(tf.constant([positive]), negatives, keep, per_row=explicit_columns)
     return float(EasyHardMixture(share)(logits)[0])
 
 
@@ -443,7 +442,7 @@ def test_rows_of_different_kinds_in_one_batch_with_masked_columns():
     negatives = tf.random.stateless_normal([3, 4], [1, 2])
     positive = tf.constant([0.2, -0.4, 0.1])
     explicit_columns = tf.constant([False, False, True, True])
-    losses = EasyHardMixture(0.3)(Logits(positive, negatives, keep, explicit_columns))
+    losses = EasyHardMixture(0.3)(Scored(positive, negatives, keep, per_row=explicit_columns))
     for row, loss in enumerate(losses.numpy()):
         easy, hard = (
             [float(negatives[row, j]) for j in pair if keep[row, j]] for pair in ((0, 1), (2, 3))
@@ -452,7 +451,7 @@ def test_rows_of_different_kinds_in_one_batch_with_masked_columns():
         assert loss == pytest.approx(expected, rel=1e-5)
     # After a miner every row has its own choice of columns.
     of_rows = tf.tile(explicit_columns[None], [3, 1])
-    again = EasyHardMixture(0.3)(Logits(positive, negatives, keep, of_rows))
+    again = EasyHardMixture(0.3)(Scored(positive, negatives, keep, per_row=of_rows))
     np.testing.assert_allclose(again, losses)
 
 

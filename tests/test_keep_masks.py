@@ -21,7 +21,7 @@ from tfrs_negatives.data.ids import to_keys
 from tfrs_negatives.step.masks import known_positives
 from tfrs_negatives.step.masks.keep import AccidentalHits, ScoreMargin
 from tfrs_negatives.step.masks.known_positives import KnownPositives
-from tfrs_negatives.step.records import CandidatePool, Logits, StepContext
+from tfrs_negatives.step.records import Batch, Scored
 
 NUM_ITEMS = 9
 ITEM_IDS = [int(i) for i in np.random.default_rng(0).permutation(NUM_ITEMS) * 7 - 14]
@@ -34,23 +34,19 @@ settings.register_profile("masks", max_examples=40, deadline=None)
 drawn = settings(settings.get_profile("masks"))
 
 
-def pool_of(ids):
-    """A pool of which a mask may read the ids, shared by the rows or their own."""
-    ids = to_keys(np.asarray(ids)) if np.size(ids) else tf.zeros(np.shape(ids), tf.int64)
-    filled = tf.ones_like(ids, tf.bool)
-    return CandidatePool(ids, None, filled, None, None, None, None)
+def scored_of(positive, score, ids=None, dtype=np.float32):
+    """Candidates of which a mask may read the ids, shared by the rows or their own."""
+    positive, score = (tf.cast(tf.constant(x, tf.float32), dtype) for x in (positive, score))
+    keep = tf.ones_like(score, tf.bool)
+    if ids is not None:
+        ids = to_keys(np.asarray(ids)) if np.size(ids) else tf.zeros(np.shape(ids), tf.int64)
+    return Scored(positive, score, keep, positive, score, ids)
 
 
-def logits_of(positive, negatives, dtype=np.float32):
-    positive = tf.cast(tf.constant(positive, tf.float32), dtype)
-    negatives = tf.cast(tf.constant(negatives, tf.float32), dtype)
-    return Logits(positive, negatives, tf.ones_like(negatives, tf.bool))
-
-
-def context_of(features, positive_ids=()):
+def batch_of(features, positive_ids=()):
     ids = tf.constant(np.asarray(positive_ids, np.int64))
-    nothing = dict.fromkeys(StepContext._fields)
-    return StepContext(**{**nothing, "positive_ids": ids, "features": features})
+    nothing = dict.fromkeys(Batch._fields)
+    return Batch(**{**nothing, "positive_ids": ids, "features": features})
 
 
 def log_of(queries, items, key="user"):
@@ -60,9 +56,9 @@ def log_of(queries, items, key="user"):
 
 def known(mask, queries, ids):
     """What the mask keeps for these queries and columns."""
-    scores = logits_of(np.zeros(len(queries)), np.zeros([len(queries), np.shape(ids)[-1]]))
-    context = context_of({mask.query_key: tf.constant(queries)}, np.zeros(len(queries)))
-    return mask.keep(scores, pool_of(ids), context)
+    shape = [len(queries), np.shape(ids)[-1]]
+    batch = batch_of({mask.query_key: tf.constant(queries)}, np.zeros(len(queries)))
+    return mask.keep(scored_of(np.zeros(shape[0]), np.zeros(shape), ids), batch)
 
 
 def expected(queries, items, rows, columns):
@@ -222,7 +218,7 @@ def test_what_the_history_must_have():
 def test_what_the_batch_must_have(features, message):
     mask = KnownPositives(log_of([1], [0]), ITEMS)
     with pytest.raises(InputError, match=message):
-        mask.keep(logits_of([0.0], [[0.0]]), pool_of([0]), context_of(features))
+        mask.keep(scored_of([0.0], [[0.0]], [0]), batch_of(features, [0]))
 
 
 def test_integers_where_the_history_has_strings():
@@ -236,8 +232,8 @@ def test_integers_where_the_history_has_strings():
 
 def several(mask, positive_ids, more, columns):
     shape = [len(positive_ids), np.shape(columns)[-1]]
-    context = context_of({"more": more}, positive_ids)
-    return mask.keep(logits_of(np.zeros(shape[0]), np.zeros(shape)), pool_of(columns), context)
+    batch = batch_of({"more": more}, positive_ids)
+    return mask.keep(scored_of(np.zeros(shape[0]), np.zeros(shape), columns), batch)
 
 
 def hits_expected(positive_ids, more, columns):
@@ -325,38 +321,38 @@ margins = st.one_of(st.none(), st.sampled_from([-0.5, 0.0, 0.25, 1.0]))
 def test_a_margin_of_the_positive(dtype, positives, scores, absolute, relative):
     if absolute is None and relative is None:
         absolute = 0.5
-    logits = logits_of(positives, [scores] * len(positives), dtype)
+    logits = scored_of(positives, [scores] * len(positives), dtype=dtype)
     # The numbers as this dtype holds them.
     exact = [tf.cast(x, tf.float32).numpy().tolist() for x in logits[:2]]
     wanted = [
         [reference.keeps_margin(own, score, absolute, relative) for score in row]
         for own, row in zip(*exact, strict=True)
     ]
-    keep = ScoreMargin(absolute, relative).keep(logits, None, None)
+    keep = ScoreMargin(absolute, relative).keep(logits, None)
     np.testing.assert_array_equal(keep, np.array(wanted, bool).reshape(keep.shape))
 
 
 def test_the_sign_of_the_margins():
-    logits = logits_of([2.0, -2.0], [[1.5, 2.0, 2.1], [-2.5, -2.0, -1.9]])
+    logits = scored_of([2.0, -2.0], [[1.5, 2.0, 2.1], [-2.5, -2.0, -1.9]])
     far = [[True, False, False], [True, False, False]]
     above = [[True, True, True], [True, True, True]]
     for margin, wanted in ((0.1, far), (-0.1, above)):
-        np.testing.assert_array_equal(ScoreMargin(margin).keep(logits, None, None), wanted)
-        by_share = ScoreMargin(relative=margin).keep(logits, None, None)
+        np.testing.assert_array_equal(ScoreMargin(margin).keep(logits, None), wanted)
+        by_share = ScoreMargin(relative=margin).keep(logits, None)
         np.testing.assert_array_equal(by_share, wanted)
 
 
 def test_a_margin_is_not_rounded_away():
     # float16 has a step of 4 at 4096, so that 4096 - 0.25 is 4096 there.
-    half = logits_of([4096.0], [[4096.0, 4092.0]], tf.float16)
-    np.testing.assert_array_equal(ScoreMargin(0.25).keep(half, None, None), [[False, True]])
-    single = logits_of([1.0001], [[1.00005, 1.00015]])
-    np.testing.assert_array_equal(ScoreMargin(0.0).keep(single, None, None), [[True, False]])
+    half = scored_of([4096.0], [[4096.0, 4092.0]], dtype=tf.float16)
+    np.testing.assert_array_equal(ScoreMargin(0.25).keep(half, None), [[False, True]])
+    single = scored_of([1.0001], [[1.00005, 1.00015]])
+    np.testing.assert_array_equal(ScoreMargin(0.0).keep(single, None), [[True, False]])
 
 
 def test_a_score_that_is_nan_stays_to_be_seen():
-    logits = logits_of([1.0, np.nan], [[np.nan, 2.0], [0.0, 0.0]])
-    keep = ScoreMargin(0.0).keep(logits, None, None)
+    logits = scored_of([1.0, np.nan], [[np.nan, 2.0], [0.0, 0.0]])
+    keep = ScoreMargin(0.0).keep(logits, None)
     np.testing.assert_array_equal(keep, [[True, False], [True, True]])
 
 
@@ -369,14 +365,16 @@ def test_a_margin_compiled_has_no_gradient(jit_compile):
     def run(positive, negatives):
         with tf.GradientTape() as tape:
             tape.watch([positive, negatives])
-            keep = mask.keep(Logits(positive, negatives, None), None, None)
+            keep = mask.keep(Scored(None, None, None, positive, negatives), None)
             kept = tf.reduce_sum(tf.cast(keep, tf.float32))
         return keep, tape.gradient(
             kept, [positive, negatives], unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
 
     keep, gradients = run(positive, negatives)
-    np.testing.assert_array_equal(keep, mask.keep(Logits(positive, negatives, None), None, None))
+    np.testing.assert_array_equal(
+        keep, mask.keep(Scored(None, None, None, positive, negatives), None)
+    )
     assert keep.numpy().any()
     assert not keep.numpy().all()
     for gradient in gradients:

@@ -19,7 +19,7 @@ MODES = ["eager", "graph", "dynamic", "xla"]
 
 
 def draw(num_rows, num_columns, seed=0):
-    """Queries, columns, shift, origin and keep; the first row of several keeps nothing."""
+    """Queries, columns, shift, positive and keep; the first row of several keeps nothing."""
     rng = np.random.default_rng(seed)
     shapes = [num_rows, D], [num_columns, D], [num_columns], [num_rows]
     arrays = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
@@ -28,18 +28,18 @@ def draw(num_rows, num_columns, seed=0):
     return arrays, keep
 
 
-def slow(queries, columns, shift, origin, keep, upstream):
+def slow(queries, columns, shift, positive, keep, upstream):
     """Whether anything is kept, values, and the gradients of sum_i upstream_i value_i."""
     queries, columns, shift = (x.astype(np.float64) for x in (queries, columns, shift))
     some, values = np.zeros(len(queries), bool), np.zeros(len(queries))
-    gradients = [np.zeros_like(x, np.float64) for x in (queries, columns, shift, origin)]
+    gradients = [np.zeros_like(x, np.float64) for x in (queries, columns, shift, positive)]
     for i in range(len(queries)):
         kept = [j for j in range(len(columns)) if keep[i, j]]
         if not kept:
             continue
         logits = [queries[i] @ columns[j] + shift[j] for j in kept]
         total = sum(np.exp(x - max(logits)) for x in logits)
-        some[i], values[i] = True, max(logits) + np.log(total) - origin[i]
+        some[i], values[i] = True, max(logits) + np.log(total) - positive[i]
         for j, logit in zip(kept, logits, strict=True):
             share = upstream[i] * np.exp(logit - max(logits)) / total
             gradients[0][i] += share * columns[j]
@@ -63,14 +63,16 @@ def by_mask(keep):
     return block
 
 
-def differentiated(queries, columns, shift, origin, keep, block_width, stale_from=None, **options):
-    inputs = [queries, columns, shift, origin]
+def differentiated(
+    queries, columns, shift, positive, keep, block_width, stale_from=None, **options
+):
+    inputs = [queries, columns, shift, positive]
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         (some, value), num_kept = chunked_log_sum_exp(
             *inputs[:3],
             keep=by_mask(keep),
-            origin=origin,
+            positive=positive,
             block_width=block_width,
             stale_from=stale_from,
             **options,
@@ -148,13 +150,13 @@ def test_it_is_the_dense_log_sum_of_a_larger_pool():
     rng = np.random.default_rng(1)
     queries, columns = (tf.constant(rng.normal(size=[n, 16]), tf.float32) for n in (64, 500))
     queries *= 3.0
-    shift, origin = tf.constant(rng.normal(size=500), tf.float32), tf.fill([64], 20.0)
+    shift, positive = tf.constant(rng.normal(size=500), tf.float32), tf.fill([64], 20.0)
     keep = tf.constant(rng.random([64, 500]) < 0.9)
-    inputs = [queries, columns, shift, origin]
+    inputs = [queries, columns, shift, positive]
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         logits = tf.matmul(queries, columns, transpose_b=True) + shift
-        some, value = masked_log_sum_exp(logits, keep, origin=origin)
+        some, value = masked_log_sum_exp(logits, keep, positive=positive)
         loss = tf.reduce_sum(value * upstream_of(64))
     expected = some, value, tape.gradient(loss, inputs)
     for block_width in (37, 100):
@@ -167,7 +169,7 @@ def test_without_a_mask_every_column_is_kept():
     arrays, keep = draw(4, 7)
     everything = slow(*arrays, np.ones_like(keep), upstream_of(4))
     (some, value), num_kept = chunked_log_sum_exp(
-        *arrays[:3], keep=None, origin=arrays[3], block_width=3
+        *arrays[:3], keep=None, positive=arrays[3], block_width=3
     )
     assert some.numpy().all()
     assert float(num_kept) == 4 * 7
@@ -178,11 +180,11 @@ def test_without_a_mask_every_column_is_kept():
 @pytest.mark.parametrize(("mode", "block_width"), [("eager", 1), ("eager", 3), ("xla", 2)])
 def test_extreme_logits(extreme, mode, block_width):
     keep = np.array([[True, True, False], [False, True, True], [False, True, False]])
-    # The logits are 0, extreme, -extreme in every row; the row's origin is what competes.
+    # The logits are 0, extreme, -extreme in every row; the row's positive is what competes.
     columns = np.array([[0, 0, 0], [extreme, 0, 0], [-extreme, 0, 0]], np.float32)
     arrays = [np.eye(3, dtype=np.float32)[[0, 0, 0]], columns, np.zeros(3, np.float32)]
-    origin = np.array([0, extreme, extreme], np.float32)
-    some, value, gradients = run(mode, [*arrays, origin], keep, block_width)
+    positive = np.array([0, extreme, extreme], np.float32)
+    some, value, gradients = run(mode, [*arrays, positive], keep, block_width)
     assert some.numpy().all()
     for gradient in gradients:
         assert np.isfinite(gradient).all()
@@ -200,12 +202,12 @@ def test_extreme_logits(extreme, mode, block_width):
 
 def test_a_constant_on_all_logits_goes_into_the_value_alone():
     # The peak is near 2^14; a value that was rounded there would differ by thousandths.
-    (queries, columns, shift, origin), keep = draw(4, 7)
+    (queries, columns, shift, positive), keep = draw(4, 7)
     grid = np.float32(2.0**-9)
-    shift, origin = (np.round(x / grid) * grid for x in (shift, origin))
+    shift, positive = (np.round(x / grid) * grid for x in (shift, positive))
     queries, columns = np.zeros_like(queries), np.zeros_like(columns)
-    near = run("eager", [queries, columns, shift, origin], keep, 2)
-    far = run("eager", [queries, columns, shift + 2**14, origin + 2**14], keep, 2)
+    near = run("eager", [queries, columns, shift, positive], keep, 2)
+    far = run("eager", [queries, columns, shift + 2**14, positive + 2**14], keep, 2)
     np.testing.assert_allclose(far[1], near[1], atol=1e-6)
     np.testing.assert_allclose(far[2][2], near[2][2], atol=1e-6)
 
@@ -232,10 +234,10 @@ def test_a_row_without_columns_is_zero_and_touches_nothing(mode):
 @pytest.mark.parametrize("first", range(7))
 def test_a_row_may_keep_its_first_column_late(first):
     # Columns before it are masked and have much larger logits, those after it smaller ones.
-    (queries, columns, _, origin), keep = draw(2, 7)
+    (queries, columns, _, positive), keep = draw(2, 7)
     shift = np.float32([60.0 if j < first else -5.0 * j for j in range(7)])
     keep[:] = np.arange(7) >= first
-    arrays = [queries, columns, shift, origin]
+    arrays = [queries, columns, shift, positive]
     expected = slow(*arrays, keep, upstream_of(2))
     for block_width in (1, 2, 3):
         assert_same(run("eager", arrays, keep, block_width), expected, **CLOSE)
@@ -292,7 +294,7 @@ def test_a_column_does_not_count_in_the_row_whose_positive_it_is(mode, budget, m
             (some, value), num_kept = chunked_log_sum_exp(
                 *inputs[:3],
                 keep=by_mask(keep) if masked else None,
-                origin=inputs[3],
+                positive=inputs[3],
                 own_rows=tf.constant(own_rows, tf.int32),
                 block_width=3,
                 byte_budget=budget,
@@ -327,7 +329,7 @@ def test_a_shift_that_does_not_learn_changes_no_other_gradient(budget):
 
 
 def test_keep_is_asked_for_each_block_with_its_logits():
-    (queries, columns, shift, origin), _ = draw(2, 7)
+    (queries, columns, shift, positive), _ = draw(2, 7)
     asked = []
 
     def keep(start, logits):
@@ -337,14 +339,14 @@ def test_keep_is_asked_for_each_block_with_its_logits():
     with tf.GradientTape() as tape:
         tape.watch(inputs := tf.constant(queries))
         (_, value), _ = chunked_log_sum_exp(
-            inputs, columns, shift, keep=keep, origin=origin, block_width=3
+            inputs, columns, shift, keep=keep, positive=positive, block_width=3
         )
     tape.gradient(value, inputs)
     assert [start for start, _ in asked] == [0, 3, 6] * 2
     logits = queries @ columns.T + shift
     for start, block in asked:
         np.testing.assert_allclose(block, logits[:, start : start + 3], rtol=1e-5)
-    expected = slow(queries, columns, shift, origin, logits > 0, upstream_of(2))
+    expected = slow(queries, columns, shift, positive, logits > 0, upstream_of(2))
     np.testing.assert_allclose(value, expected[1], rtol=1e-5, atol=1e-6)
 
 
@@ -355,7 +357,7 @@ def test_a_bias_is_trained_through_the_shift():
     with tf.GradientTape() as tape:
         shift = tf.gather(table, items) - 0.5
         (_, value), _ = chunked_log_sum_exp(
-            *arrays[:2], shift, keep=by_mask(keep), origin=arrays[3], block_width=3
+            *arrays[:2], shift, keep=by_mask(keep), positive=arrays[3], block_width=3
         )
         loss = tf.reduce_sum(value * upstream_of(4))
     biased = [*arrays[:2], table.numpy()[items] - 0.5, arrays[3]]
@@ -386,7 +388,7 @@ def test_towers_learn_the_same_through_two_pools_of_one_step(jit_compile):
     def dense(queries, columns, column_ids, positive):
         logits = tf.matmul(queries, columns, transpose_b=True)
         kept = (column_ids[None] != ids[:, None]) & (logits < positive[:, None] + 1.0)
-        return masked_log_sum_exp(logits, kept, origin=positive)
+        return masked_log_sum_exp(logits, kept, positive=positive)
 
     def chunked(queries, columns, column_ids, positive):
         def keep(start, logits):
@@ -396,7 +398,7 @@ def test_towers_learn_the_same_through_two_pools_of_one_step(jit_compile):
 
         shift = tf.zeros([columns.shape[0]])
         return chunked_log_sum_exp(
-            queries, columns, shift, keep=keep, origin=positive, block_width=4
+            queries, columns, shift, keep=keep, positive=positive, block_width=4
         )[0]
 
     @tf.function(jit_compile=jit_compile)
@@ -419,7 +421,7 @@ def test_a_second_derivative_is_refused():
         with tf.GradientTape() as inner:
             inner.watch(queries)
             (_, value), _ = chunked_log_sum_exp(
-                queries, *arrays[1:3], keep=by_mask(keep), origin=arrays[3], block_width=2
+                queries, *arrays[1:3], keep=by_mask(keep), positive=arrays[3], block_width=2
             )
         first = inner.gradient(value, queries)
     with pytest.raises(LookupError, match="second derivative"):
@@ -439,7 +441,7 @@ def test_no_step_holds_more_than_a_block():
             (_, value), _ = chunked_log_sum_exp(
                 *inputs,
                 keep=lambda start, logits: logits < 9,
-                origin=arrays[3],
+                positive=arrays[3],
                 block_width=block_width,
             )
         return tape.gradient(value, inputs)

@@ -19,7 +19,7 @@ from tfrs_negatives.step.losses import (
     TripletHinge,
     TripletLogistic,
 )
-from tfrs_negatives.step.records import Logits, MorePositives
+from tfrs_negatives.step.records import MorePositives, Scored
 from tfrs_negatives.step.task import Retrieval
 
 B, C = 6, 8
@@ -42,7 +42,7 @@ PAIRS = {
 
 
 def logits_of(positive, negatives, keep=KEEP, **more):
-    return Logits(*(tf.constant(x) for x in (positive, negatives, keep)), **more)
+    return Scored(*(tf.constant(x) for x in (positive, negatives, keep)), **more)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -62,7 +62,7 @@ def test_gradients_of_pairs(name):
     values = [tf.constant(np.float32(x)) for x in (POSITIVE, NEGATIVES)]
     with tf.GradientTape() as tape:
         tape.watch(values)
-        total = tf.reduce_sum(loss(Logits(*values, tf.constant(KEEP))))
+        total = tf.reduce_sum(loss(Scored(*values, tf.constant(KEEP))))
     received = tape.gradient(total, values)
 
     def slow_total(positive, negatives):
@@ -81,7 +81,7 @@ def test_no_gradient_flows_through_the_weights_of_a_focused_hinge():
     negatives = tf.constant([[0.5, 0.1]])
     with tf.GradientTape() as tape:
         tape.watch(negatives)
-        loss = TripletHinge(1.0, focus=1.0)(Logits(tf.zeros([1]), negatives, tf.fill([1, 2], True)))
+        loss = TripletHinge(1.0, focus=1.0)(Scored(tf.zeros([1]), negatives, tf.fill([1, 2], True)))
     weights = np.exp([0.5, 0.1]) / np.exp([0.5, 0.1]).sum()
     np.testing.assert_allclose(tape.gradient(loss, negatives)[0], weights, rtol=1e-5)
 
@@ -105,7 +105,7 @@ def test_several_positives_of_a_softmax_share_one_and_decoupled_each_has_it():
     # Two positives far above the negatives: nothing is left to learn, the softmax still pulls.
     keep, marks = tf.constant([[True, True]]), tf.constant([[True, False]])
     more = MorePositives(marks, tf.fill([1, 2], 20.0), tf.fill([1, 2], 20.0))
-    logits = Logits(tf.constant([20.0]), tf.constant([[20.0, 0.0]]), keep)
+    logits = Scored(tf.constant([20.0]), tf.constant([[20.0, 0.0]]), keep)
     assert float(SampledSoftmax()(logits)[0]) == pytest.approx(math.log(2))
     apart = logits._replace(keep=keep & ~marks, more_positives=more)
     assert float(DecoupledSoftmax()(apart)[0]) < 1e-8
@@ -124,7 +124,7 @@ def test_extreme_numbers_are_finite(name, extreme):
     keep = tf.constant([[True, False, True]])
     with tf.GradientTape() as tape:
         tape.watch(values)
-        loss = PAIRS[name][0](Logits(*values, keep))
+        loss = PAIRS[name][0](Scored(*values, keep))
     assert np.isfinite(loss).all()
     for gradient in tape.gradient(loss, values):
         assert np.isfinite(gradient).all()

@@ -106,9 +106,9 @@ def test_storage_rounds_and_clips(storage):
         [reference.rounded(float(x), bits, largest, smallest) for x in row] for row in numbers
     ]
     contents = bank.read()
-    assert contents.filled.numpy().all()
-    np.testing.assert_array_equal(contents.embeddings, np.array(expected, np.float32))
-    assert bank.embeddings.dtype.size == (4 if storage == "float32" else 2)
+    assert contents.valid.numpy().all()
+    np.testing.assert_array_equal(contents.vectors, np.array(expected, np.float32))
+    assert bank.vectors.dtype.size == (4 if storage == "float32" else 2)
 
 
 @pytest.mark.parametrize("storage", FORMATS)
@@ -121,7 +121,7 @@ def test_a_vector_that_is_no_number_leaves_its_slot_empty(storage, dtype):
         bank.push(tf.constant(ids), tf.cast(batch, dtype))
         queue.push(ids, batch)
     assert_holds(bank, queue, 5)
-    assert np.isfinite(bank.read().embeddings).all()
+    assert np.isfinite(bank.read().vectors).all()
     # The slot of a good item that a bad one took over is empty too, and is filled again.
     bank.push(tf.constant([20, 21, 22], tf.int64), tf.ones([3, D], dtype))
     queue.push([20, 21, 22], np.ones([3, D]))
@@ -166,4 +166,4 @@ def test_a_batch_larger_than_the_bank_is_an_error():
     with pytest.raises(tf.errors.InvalidArgumentError, match="`capacity`"):
         push(tf.range(4, dtype=tf.int64), tf.ones([4, D]))
     push(tf.range(3, dtype=tf.int64), tf.ones([3, D]))
-    assert bank.read().filled.numpy().all()
+    assert bank.read().valid.numpy().all()

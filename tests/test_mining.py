@@ -26,7 +26,7 @@ from tfrs_negatives.mining import MineHardNegatives, MiningRules, mine_hard_nega
 from tfrs_negatives.mining.mine import _Searcher
 from tfrs_negatives.model.two_tower import TwoTower
 from tfrs_negatives.step.masks.keep import ScoreMargin
-from tfrs_negatives.step.records import Logits
+from tfrs_negatives.step.records import Scored
 from tfrs_negatives.step.samplers import Explicit, InBatch
 from tfrs_negatives.step.samplers.negative_table import NegativeTable
 from tfrs_negatives.step.task import Retrieval
@@ -143,7 +143,7 @@ def test_a_margin_is_the_one_of_the_training_step():
             np.arange(20),
         )
         chosen, _, _ = rules.apply_rules(found, MiningRules(relative_margin=margin, num=30))
-        mask = ScoreMargin(relative=margin).keep(Logits(positive, scores, None), None, None)
+        mask = ScoreMargin(relative=margin).keep(Scored(None, None, None, positive, scores), None)
         np.testing.assert_array_equal(chosen, mask)
 
 

@@ -179,5 +179,5 @@ def test_a_budget_below_one_column_is_an_error():
     with pytest.raises(InputError, match="logits_budget"):
         Retrieval(logits_budget=3)
     task = Retrieval(logits_budget=4 * B - 1)
-    with pytest.raises(InputError, match=f"at least {4 * B} bytes, one column"):
+    with pytest.raises(InputError, match=f"at least {4 * B} bytes, one candidate"):
         task(tf.ones([B, 3]), tf.ones([B, 3]), training=True)

@@ -12,12 +12,11 @@ import pytest
 import reference
 import tensorflow as tf
 
-from tfrs_negatives.core.part import Part
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.step.frequency import ExactFrequency
 from tfrs_negatives.step.masks.keep import AccidentalHits
 from tfrs_negatives.step.miners import Hardest
-from tfrs_negatives.step.records import Candidates
+from tfrs_negatives.step.records import Candidates, Sampler
 from tfrs_negatives.step.samplers import CrossBatch, InBatch, Uniform
 from tfrs_negatives.step.task import Retrieval
 
@@ -39,23 +38,22 @@ def encode_items(features):
     return tf.gather(EYE, features["item_id"])
 
 
-class WholeCorpus(Part):
+class WholeCorpus(Sampler):
     """Proposes every item of the catalogue once, with a constant log count."""
 
     name = "whole_corpus"
-    needs_frequency = False
 
-    def __init__(self, log_count=0.0):
-        self.log_count = log_count
+    def __init__(self, count=0.0):
+        self.count = count
 
-    def propose(self, context):
+    def sample(self, batch):
         features = CATALOGUE.gather(tf.range(N))
         nobody = tf.fill([N], -1)
-        vectors = context.encode_items(features)
+        vectors = batch.encode_items(features)
         return Candidates(CATALOGUE.keys_at(tf.range(N)), vectors, tf.ones([N], tf.bool), nobody)
 
-    def log_expected_count(self, ids, context):
-        return tf.fill(tf.shape(ids), tf.constant(self.log_count))
+    def log_count(self, ids, batch):
+        return tf.fill(tf.shape(ids), tf.constant(self.count))
 
 
 def loss_and_gradient(task, scores, item_ids, **call):

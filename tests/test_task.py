@@ -35,7 +35,7 @@ from tfrs_negatives.step.frequency import StreamingFrequency
 from tfrs_negatives.step.losses import SampledSoftmax
 from tfrs_negatives.step.masks.keep import AccidentalHits
 from tfrs_negatives.step.miners import Hardest
-from tfrs_negatives.step.records import Logits
+from tfrs_negatives.step.records import Scored
 from tfrs_negatives.step.samplers import CrossBatch, InBatch, Uniform
 from tfrs_negatives.step.task import Retrieval
 
@@ -264,7 +264,7 @@ def test_learned_temperature_stays_in_its_range_and_can_leave_its_bound(push, bo
 
 
 def test_large_logits_lose_nothing_but_their_common_part():
-    logits = Logits(tf.fill([1], 27e4), tf.fill([1, 3], 27e4), tf.ones([1, 3], tf.bool))
+    logits = Scored(tf.fill([1], 27e4), tf.fill([1, 3], 27e4), tf.ones([1, 3], tf.bool))
     assert float(SampledSoftmax()(logits)[0]) == pytest.approx(np.log(4.0), rel=1e-6)
 
 
@@ -282,7 +282,7 @@ def test_report_says_what_the_step_was_made_of():
     # Rows 0 and 2 lose one batch column and two drawn ones each, and row 3 one drawn column; of
     # 5 x 11 columns 5 are the rows' own.
     assert describe_last_step(task) == (
-        "5 queries, 11 columns (in_batch 5, drawn 6), masked 14.00%, replicas 1, "
+        "5 queries, 11 candidates (in_batch 5, drawn 6), masked 14.00%, replicas 1, "
         "correction negatives x 0.5, cosine / 0.2"
     )
 
@@ -291,7 +291,7 @@ def test_report_counts_extra_candidates_as_nobodys_positive():
     task = Retrieval(masks=[AccidentalHits()])
     run(task, num_items=len(BATCH_IDS), training=True)
     # Item 103 is in columns 0, 2 and 5: rows 0 and 2 lose two each, of 5 x 7 - 5.
-    assert "7 columns (in_batch 7), masked 13.33%" in describe_last_step(task)
+    assert "7 candidates (in_batch 7), masked 13.33%" in describe_last_step(task)
 
 
 # ------------------------------------------------------------------ a graph of TensorFlow 1
@@ -335,7 +335,7 @@ def test_a_graph_of_tensorflow_1_moves_all_state_with_rows_of_unknown_number():
 
     def state(task):
         table, bank = task.frequency, task.negatives[1].bank
-        return [task.step, table.table, table.last_step, bank.ids, task.report.columns]
+        return [task.step, table.table, table.last_step, bank.ids, task.report.candidates]
 
     eager, rows = composition(), np.array([*BATCH_IDS[: NUM_ROWS - 1], EMPTY_ID])
     expected = [float(run(eager, candidate_ids=rows, training=True)) for _ in range(3)]

@@ -10,6 +10,7 @@ other tests of TFRS, of layers, models and ranking, have nothing of ours in them
 from __future__ import annotations
 
 import unittest
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
@@ -119,9 +120,12 @@ class MeanOfBatch(Retrieval):
 
 
 class AlwaysRight(Retrieval):
-    def _labels_and_scores(self, logits, pools):
-        _, scores = super()._labels_and_scores(logits, pools)
-        return tf.one_hot(tf.argmax(scores, axis=1), tf.shape(scores)[1]), scores
+    def _update_batch_metrics(self, scored, sample_weight):
+        right = scored.all()
+        best = tf.reduce_max(right.logit, axis=1) + 1
+        super()._update_batch_metrics(
+            SimpleNamespace(all=lambda: right._replace(positive_logit=best)), sample_weight
+        )
 
 
 @pytest.mark.parametrize(("case", "name"), TASK_CASES)
@@ -142,8 +146,8 @@ def test_a_metric_that_gets_the_wrong_queries_fails_them(monkeypatch, metric_in_
 
     # A positive that is its own query is found nearly always: whatever a random index answers, the
     # count is another one. (With the query turned round, two small counts may be equal.)
-    def wrong(metrics, context, ids, sample_weight):
-        replaced = context._replace(query_embeddings=context.positive_embeddings)
+    def wrong(metrics, batch, ids, sample_weight):
+        replaced = batch._replace(queries=batch.positives)
         right(metrics, replaced, ids, sample_weight)
 
     monkeypatch.setattr(task_module, "update_factorized_metrics", wrong)

@@ -189,7 +189,7 @@ def test_index_stream_feeds_fit():
     )
     model = make_model(task)
     model.fit(source.attach(batches()), verbose=0)
-    assert "6 queries, 11 columns (in_batch 6, index_stream 5)" in describe_last_step(model.task)
+    assert "6 queries, 11 candidates (in_batch 6, index_stream 5)" in describe_last_step(model.task)
 
 
 # ------------------------------------------------------------------ the first line
@@ -207,7 +207,7 @@ def test_the_first_step_is_reported_once(caplog, steps_per_execution):
     model.fit(batches(), verbose=0)
     (line,) = reports(caplog)
     rows = 8 if steps_per_execution == 1 else 6
-    sources = f"{rows} queries, {rows + 7} columns (in_batch {rows}, uniform 7)"
+    sources = f"{rows} queries, {rows + 7} candidates (in_batch {rows}, uniform 7)"
     assert sources in line
     assert "correction negatives x 1, cosine / 0.1" in line
     share = float(line.split("masked ")[1].split("%")[0])

@@ -3,6 +3,7 @@ from .clustering import ClusteredBatches as ClusteredBatches
 from .clustering import RefreshClusters as RefreshClusters
 from .clustering import doubling as doubling
 from .core.errors import InputError as InputError
+from .core.part import part as part
 from .data import Interactions as Interactions
 from .data import RetrievalData as RetrievalData
 from .data.catalogue import ItemCatalogue as ItemCatalogue
@@ -42,6 +43,14 @@ from .step.miners import Hardest as Hardest
 from .step.miners import RandomOfTop as RandomOfTop
 from .step.miners import SemiHard as SemiHard
 from .step.miners import WithinPositiveRadius as WithinPositiveRadius
+from .step.records import Batch as Batch
+from .step.records import Candidates as Candidates
+from .step.records import Frequency as Frequency
+from .step.records import Loss as Loss
+from .step.records import Mask as Mask
+from .step.records import Miner as Miner
+from .step.records import Sampler as Sampler
+from .step.records import Scored as Scored
 from .step.samplers import CrossBatch as CrossBatch
 from .step.samplers import Explicit as Explicit
 from .step.samplers import InBatch as InBatch

@@ -114,7 +114,7 @@ class Problem:
             tape.watch(inputs)
             logits = tf.matmul(queries, columns, transpose_b=True) + shift
             _, value = masked_log_sum_exp(
-                logits, self.keep(0, self.num_columns), origin=self.origin
+                logits, self.keep(0, self.num_columns), positive=self.origin
             )
             loss = tf.reduce_mean(value)
         return value, *tape.gradient(loss, inputs)
@@ -133,7 +133,7 @@ class Problem:
             (_, value), _ = chunked_log_sum_exp(
                 *inputs,
                 keep=lambda start, logits: self.keep(start, tf.shape(logits)[1]),
-                origin=self.origin,
+                positive=self.origin,
                 block_width=self.block_width,
                 stale_from=stale_from,
             )

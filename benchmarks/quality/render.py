@@ -30,7 +30,7 @@ COLUMNS = {
     "ml100k": ["recall_at_10", "recall_at_100", "tail_recall_at_100", "coverage_at_100"],
     "ml100k_thesis": THESIS_COLUMNS,
 }
-# Recall and accuracy at 1, 5, 10, 50, 100 of the thesis's tables 4.3 and 4.4 (ALG 15.6), where seen
+# Recall and accuracy at 1, 5, 10, 50, 100 of the thesis's tables 4.3 and 4.4, where seen
 # items, seeds and the epoch are not stated; the accuracy at 1 of CBNS is above that at 5.
 PRINTED_THESIS = {
     "in-batch": (0.021, 0.096, 0.174, 0.3105, 0.3948, 0.0016, 0.020, 0.046, 0.270, 0.462),
@@ -38,7 +38,7 @@ PRINTED_THESIS = {
     "CBNS": (0.017, 0.075, 0.135, 0.266, 0.347, 0.027, 0.024, 0.051, 0.252, 0.432),
     "NGAME": (0.024, 0.099, 0.179, 0.319, 0.400, 0.0024, 0.022, 0.051, 0.275, 0.473),
 }
-# Recall and nDCG at 20 on this split, the best epoch on test (ALG 16.2, with the sources).
+# Recall and nDCG at 20 on this split, the best epoch on test.
 PRINTED_GOWALLA = {
     "BSPM-EM (graph)": (0.1920, 0.1597),
     "MF + BSL": (0.1882, 0.1584),

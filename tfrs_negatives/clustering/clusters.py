@@ -86,7 +86,7 @@ def balanced_clusters(vectors: np.ndarray, num_clusters: int, *, seed: int = 0) 
         >>> sorted(sorted(rows) for rows in order.reshape(2, 2).tolist())
         [[0, 2], [1, 3]]
 
-    Source: Dahiya et al., WSDM 2023 (NGAME), the clustering of its mini-batches (ALG 5.2). Here the
+    Source: Dahiya et al., WSDM 2023 (NGAME), the clustering of its mini-batches. Here the
         means are Euclidean (give unit vectors for the cosine), the number of clusters need not be a
         power of two, and a split starts from the principal direction, not from two random rows.
     """

@@ -33,7 +33,7 @@ def doubling(start: int = 1, *, every: int = 30, most: int | None = None) -> Sch
         >>> [size(epoch) for epoch in range(7)]
         [1, 1, 2, 2, 4, 4, 4]
 
-    Source: Dahiya et al., WSDM 2023; every 30 epochs from 1 on is the thesis's (ALG 5.3).
+    Source: Dahiya et al., WSDM 2023; every 30 epochs from 1 on is the thesis's.
     """
     for name, number in (("start", start), ("every", every), ("most", most)):
         if number is not None and number < 1:
@@ -77,7 +77,7 @@ def clustered_order(
         >>> sorted(sorted(piece) for piece in order.reshape(2, 2).tolist())
         [[0, 2], [1, 3]]
 
-    Source: Dahiya et al., WSDM 2023, with one event per query and epoch; ALG 5.4. Here every event
+    Source: Dahiya et al., WSDM 2023, with one event per query and epoch. Here every event
         comes once in an epoch.
     """
     rng = np.random.default_rng(seed)

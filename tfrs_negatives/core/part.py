@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Family = Literal["sampler", "frequency", "mask", "miner", "loss", "recipe"]
 Kind = TypeVar("Kind", bound=type)
+_MORE, _MORE_NAMED = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 _FAMILIES: dict[str, dict[str, Any]] = {family: {} for family in get_args(Family)}
 
@@ -48,20 +50,18 @@ class Part:
         except TypeError:
             return made  # The constructor says what is wrong.
         bound.apply_defaults()
-        _, *rest = bound.arguments.items()
-        kinds = inspect.signature(cls.__init__).parameters
-        kept: dict[str, Any] = {}
-        for name, value in rest:
-            if kinds[name].kind is inspect.Parameter.VAR_KEYWORD:
-                kept |= value
-            elif kinds[name].kind is not inspect.Parameter.VAR_POSITIONAL:
-                kept[name] = value
-        object.__setattr__(made, "_arguments", kept)
+        _, *given = bound.arguments.items()
+        kinds = {p.name: p.kind for p in bound.signature.parameters.values()}
+        named = {n: x for n, x in given if kinds[n] not in (_MORE, _MORE_NAMED)}
+        more = [x for n, x in given if kinds[n] is _MORE_NAMED]
+        object.__setattr__(made, "_arguments", {**named, **(more[0] if more else {})})
         return made
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, with parts inside them described."""
-        own = {n: tf.keras.utils.serialize_keras_object(x) for n, x in self._arguments.items()}
+        own = {
+            n: tf.keras.utils.serialize_keras_object(_plain(x)) for n, x in self._arguments.items()
+        }
         is_layer = isinstance(self, tf.keras.layers.Layer)
         # What Keras says of a layer is of now: its name may have been chosen by Keras.
         return {**own, **super().get_config()} if is_layer else own  # type: ignore[misc]
@@ -70,6 +70,13 @@ class Part:
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Builds the part that `get_config` described."""
         return cls(**tf.keras.utils.deserialize_keras_object(config))
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON would give it back; Keras cannot load an array of strings."""
+    if type(value) is tuple:
+        return list(value)
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def part(family: Family, name: str | None = None) -> Callable[[Kind], Kind]:

@@ -97,7 +97,7 @@ def uniform_negative_sampling(*, num_uniform: int = 1024) -> Preset:
 
     Args:
         items: the catalogue to draw from.
-        num_uniform: how many uniform columns.
+        num_uniform: how many uniform candidates.
         **options: any keyword of `Retrieval`; `loss=BPR()` compares in pairs.
 
     Returns:
@@ -121,7 +121,7 @@ def mixed_negative_sampling(*, num_uniform: int = 8192) -> Preset:
 
     Args:
         items: the catalogue to draw from.
-        num_uniform: how many uniform columns, B' of the paper.
+        num_uniform: how many uniform candidates, B' of the paper.
         **options: any keyword of `Retrieval`; `correct="negatives"` is the paper's equation 5.
 
     Returns:
@@ -152,8 +152,8 @@ def cross_batch_negative_sampling(
         capacity: how many past items, M; at least a batch.
         warmup_steps: steps before they are used.
         max_drift: the largest relative drift at which they are used; None does not ask.
-        compensate: whether fresh columns take over the gradient that those of the bank cannot have;
-            False is the method as published, which can gather all vectors in one direction.
+        compensate: whether fresh candidates take over the gradient that those of the bank cannot
+            have; False is the method as published, which can gather all vectors in one direction.
         **options: any keyword of `Retrieval`.
 
     Returns:
@@ -188,12 +188,12 @@ def mixed_cross_batch_negative_sampling(
 
     Args:
         items: the catalogue to draw from.
-        num_uniform: how many uniform columns.
+        num_uniform: how many uniform candidates.
         capacity: how many past items, M; at least a batch.
         warmup_steps: steps before they are used.
         max_drift: the largest relative drift at which they are used; None does not ask.
-        compensate: whether fresh columns take over the gradient that those of the bank cannot have;
-            False is the method as published, which can gather all vectors in one direction.
+        compensate: whether fresh candidates take over the gradient that those of the bank cannot
+            have; False is the method as published, which can gather all vectors in one direction.
         **options: any keyword of `Retrieval`.
 
     Returns:
@@ -204,7 +204,7 @@ def mixed_cross_batch_negative_sampling(
         >>> [sampler.name for sampler in task.negatives]
         ['in_batch', 'uniform', 'cross_batch']
 
-    Source: ALG 3.2, three sources.
+    Source: the mixtures of Yang et al., WWW 2020, and Wang et al., SIGIR 2021, in one.
     """
     bank = {
         "capacity": capacity,
@@ -224,7 +224,7 @@ def ngame(*, slack: float = 3.0, history: bool = True) -> Preset:
     Args:
         items: the catalogue, which sizes the frequency table.
         history: the training log; what a query has chosen in it is no negative of it.
-        slack: how much lower than the positive a column may score, in nats, similarity /
+        slack: how much lower than the positive a candidate may score, in nats, similarity /
             temperature: 3 is NGAME's margin of 0.3 at temperature 0.1. 0 is the thesis's radius,
             which stops at a positive that is just above the rest and finds far less
             (`benchmarks/ngame`).
@@ -242,7 +242,7 @@ def ngame(*, slack: float = 3.0, history: bool = True) -> Preset:
         ['WithinPositiveRadius']
 
     Source: Dahiya et al., WSDM 2023, with the radius of the thesis in the place of the ten hardest
-        (ALG 5.5). Neither corrects, which finds far less (`benchmarks/ngame`).
+        (section 3.5). Neither corrects, which finds far less (`benchmarks/ngame`).
     """
     return {"negatives": ["in_batch"], **_hard(slack)}
 
@@ -262,11 +262,11 @@ def cross_batch_ngame(
     Args:
         items: the catalogue, which sizes the frequency table and measures the drift.
         history: the training log; what a query has chosen in it is no negative of it.
-        slack: how much lower than the positive a column may score, see `ngame`.
+        slack: how much lower than the positive a candidate may score, see `ngame`.
         capacity: of the bank, as all that follow; see `cross_batch_negative_sampling`.
         warmup_steps: steps before it is used.
         max_drift: the largest relative drift at which it is used.
-        compensate: whether fresh columns take over the gradient that it cannot have.
+        compensate: whether fresh candidates take over the gradient that it cannot have.
         **options: any keyword of `Retrieval`.
 
     Returns:
@@ -280,7 +280,7 @@ def cross_batch_ngame(
         >>> [sampler.name for sampler in task.negatives]
         ['in_batch', 'cross_batch']
 
-    Source: the thesis, section 3.5, with ALG 5.6 and 5.7: the bank's columns are tested against
+    Source: the thesis, section 3.5. We differ: the bank's candidates are tested against
         the history too, ids are stored and log q is read when used, the drift is relative, the
         gradient is compensated and the radius has a slack.
     """

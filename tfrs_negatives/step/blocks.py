@@ -102,7 +102,7 @@ def chunked_log_sum_exp(
         5.0
 
     Source: the online softmax of Milakov and Gimelshein, 2018; Dao et al., NeurIPS 2022
-        (FlashAttention), for the passes; ALG 13.1.
+        (FlashAttention), for the passes.
     """
     if block_width < 1:
         raise bad_input("block_width", "at least 1 column", block_width)

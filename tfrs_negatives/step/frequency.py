@@ -5,7 +5,7 @@ of each item in one draw. Two estimators learn it from the training stream in me
 grow with the catalogue; `ExactFrequency` takes counts that are known.
 
 With B draws per batch, an item of probability q is met in a batch with probability
-h = 1 - (1 - q)^B and occupies c = B q columns on average. The gap estimator measures h, the
+h = 1 - (1 - q)^B and occupies c = B q candidates on average. The gap estimator measures h, the
 counting estimator q; both answer log q.
 """
 

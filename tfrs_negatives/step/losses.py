@@ -15,7 +15,7 @@ LOWEST = tf.float32.min
 
 @part("loss")
 class SampledSoftmax(Loss):
-    """Cross-entropy of picking the positive among itself and the columns that count.
+    """Cross-entropy of picking the positive among itself and the candidates that count.
 
         loss_i = log(exp(s_i+) + sum_{j kept} exp(s_ij)) - s_i+
 
@@ -42,7 +42,7 @@ class SampledSoftmax(Loss):
         )
 
     def of_excess(self, shared: Excess, own: Excess | None) -> tf.Tensor:
-        """The same from the log-sums of the shared columns and of each row's own, [B] float32."""
+        """The same from log-sums: of the shared candidates and of each row's own, [B] float32."""
         return softmax_loss(shared if own is None else _together(shared, own))
 
 
@@ -50,10 +50,10 @@ class SampledSoftmax(Loss):
 class EasyHardMixture(Loss):
     """A fixed share of the loss for the row's own negatives, the rest for the shared ones.
 
-        loss_i = (1 - a) softmax_loss(easy columns) + a softmax_loss(hard columns)
+        loss_i = (1 - a) softmax_loss(easy candidates) + a softmax_loss(hard candidates)
 
-    Hard are the columns of each row (`Explicit`), easy the shared ones. Neither can drown the other
-    however many they are. A row with one kind only gets the loss of that kind.
+    Hard are the candidates of each row (`Explicit`), easy the shared ones. Neither can drown the
+    other however many they are. A row with one kind only gets the loss of that kind.
 
     Args:
         hard_share: a, in [0, 1].
@@ -67,9 +67,9 @@ class EasyHardMixture(Loss):
         >>> round(float(EasyHardMixture(0.5)(scored)[0]), 4)     # (log 4 + log 2) / 2
         1.0397
 
-    Relations: without any column of a row this is `SampledSoftmax`.
+    Relations: without any candidate of a row this is `SampledSoftmax`.
 
-    Source: the half easy, half hard mixture of ALG 14.2, as two losses.
+    Source: the mixtures of easy and hard negatives of Huang et al., KDD 2020, as two losses.
     """
 
     folds = True
@@ -89,7 +89,7 @@ class EasyHardMixture(Loss):
         return self.of_excess(easy, hard)
 
     def of_excess(self, shared: Excess, own: Excess | None) -> tf.Tensor:
-        """The same from the log-sums of the shared columns and of each row's own, [B] float32."""
+        """The same from log-sums: of the shared candidates and of each row's own, [B] float32."""
         if own is None:
             return softmax_loss(shared)
         share = tf.where(own.some, tf.where(shared.some, self.hard_share, 1.0), 0.0)
@@ -102,8 +102,8 @@ class DecoupledSoftmax(Loss):
 
         loss_i = 1 / |P_i| sum_{p in P_i} log(1 + sum_{j kept} exp(s_ij - s_ip))
 
-    P_i are the row's own positive and the columns that hold another item which a mask knows to be
-    one (`KnownPositives`, or `AccidentalHits` with `more_positives`), each item once. The other
+    P_i are the row's own positive and the candidates that hold another item which a mask knows to
+    be one (`KnownPositives`, or `AccidentalHits` with `more_positives`), each item once. The other
     positives of a softmax would share the probability of 1; here each may have it all.
 
     Example:
@@ -116,7 +116,7 @@ class DecoupledSoftmax(Loss):
 
     Relations: where no mask knows another positive this is `SampledSoftmax`.
 
-    Source: Gupta et al., ICLR 2024 (DEXML), decoupled softmax; ALG 12.1.
+    Source: Gupta et al., ICLR 2024 (DEXML), decoupled softmax.
     """
 
     def __call__(self, scored: Scored, batch: Batch | None = None) -> tf.Tensor:
@@ -150,7 +150,7 @@ class TripletLogistic(Loss):
         >>> round(float(TripletLogistic(2.0)(scored)[0]), 4)
         0.41
 
-    Source: ALG 12.3, triplet logistic.
+    Source: the logistic loss on pairs of Burges et al., ICML 2005 (RankNet), with a scale.
     """
 
     def __init__(self, scale: float = 1.0) -> None:
@@ -175,7 +175,7 @@ class BPR(Loss):
         0.6931
 
     Relations: `TripletLogistic(1.0)`; with one negative, `SampledSoftmax`. With the M hardest of N
-        uniform columns it estimates a partial AUC at false positive rate M / N.
+        uniform candidates it estimates a partial AUC at false positive rate M / N.
 
     Source: Rendle et al., UAI 2009; Shi et al., WWW 2023, for the partial AUC.
     """
@@ -191,8 +191,8 @@ class TripletHinge(Loss):
 
         loss_i = sum_{j kept} w_ij max(0, s_ij - s_i+ + margin)
 
-    with w_ij = 1 / (number of kept columns). With a `focus` the weights are those of a softmax over
-    the columns that are inside the margin, w_ij ~ exp(s_ij / focus), without gradient.
+    with w_ij = 1 / (number of kept candidates). With a `focus` the weights are those of a softmax
+    over the candidates that are inside the margin, w_ij ~ exp(s_ij / focus), without gradient.
 
     Args:
         margin: in the unit of the logits, similarity / temperature: a margin m of the cosine is
@@ -210,8 +210,9 @@ class TripletHinge(Loss):
         >>> round(float(TripletHinge(0.3, focus=1.0)(scored)[0]), 4)
         0.2
 
-    Source: ALG 12.3; with `focus`, and the ten hardest columns, the loss of the code of NGAME
-        (Dahiya et al., WSDM 2023: margin 0.3 and focus 0.1 of the cosine).
+    Source: Schroff et al., CVPR 2015, as scores; with `focus`, and the ten hardest candidates, the
+        loss of the code of NGAME (Dahiya et al., WSDM 2023: margin 0.3 and focus 0.1 of the
+        cosine).
     """
 
     def __init__(self, margin: float, *, focus: float | None = None) -> None:
@@ -234,12 +235,12 @@ class TripletHinge(Loss):
 
 @part("loss")
 class PointwiseBCE(Loss):
-    """Binary cross-entropy of each column on its own: the positive is 1, negatives are 0.
+    """Binary cross-entropy of each candidate on its own: the positive is 1, negatives are 0.
 
         loss_i = log(1 + exp(-s_i+)) + n mean_{j kept} log(1 + exp(s_ij))
 
-    which is the mean over all ways to draw n of the kept columns. The logits are those of a column
-    being a positive in a sample with n negatives for each, not in the world.
+    which is the mean over all ways to draw n of the kept candidates. The logits are those of a
+    candidate being a positive in a sample with n negatives for each, not in the world.
 
     Args:
         negatives_per_positive: n, how much the negatives weigh.
@@ -252,7 +253,7 @@ class PointwiseBCE(Loss):
         >>> round(float(PointwiseBCE(2)(scored)[0]), 4)     # 3 log 2
         2.0794
 
-    Source: ALG 12.3, binary cross-entropy with 1:2 or 1:3, which draws the negatives.
+    Source: He et al., WWW 2017 (NCF), equation 7, which draws the n negatives.
     """
 
     def __init__(self, negatives_per_positive: float = 3) -> None:
@@ -300,7 +301,7 @@ def _together(one: Excess, other: Excess) -> Excess:
 
 
 def masked_log_sum_exp(logits: tf.Tensor, keep: tf.Tensor, *, positive: tf.Tensor) -> Excess:
-    """Log-sum-exp over the kept columns of each row, as its distance from a number of the row.
+    """Log-sum-exp over the kept candidates of each row, as its distance from a number of the row.
 
     Args:
         logits: [B, C] float32.
@@ -308,13 +309,13 @@ def masked_log_sum_exp(logits: tf.Tensor, keep: tf.Tensor, *, positive: tf.Tenso
         positive: [B] float32, the logit of each row's positive, subtracted.
 
     Returns:
-        Whether each row has any kept column, and the value.
+        Whether each row has any kept candidate, and the value.
     """
     lowest = logits.dtype.min
     kept = tf.where(keep, logits, lowest)
     peak = tf.stop_gradient(tf.reduce_max(kept, axis=1))
     some = tf.reduce_any(keep, axis=1)
-    # Shifted before it is masked: an extreme peak cannot lift a masked column above zero weight.
+    # Shifted before it is masked: an extreme peak cannot lift a masked candidate above zero weight.
     weights = tf.exp(tf.where(keep, logits - peak[:, None], lowest))
     total = tf.where(some, tf.reduce_sum(weights, axis=1), 1.0)
     # Peak and positive first: their difference is small where both are large, the rest is rounded.

@@ -1,7 +1,7 @@
-"""The miners: which of the columns that the masks left are worth learning from.
+"""The miners: which of the candidates that the masks left are worth learning from.
 
-After a miner the columns are no longer draws from the mixture, so the correction of what it chose
-is a heuristic: the literature mines without one, or ranks by corrected logits and keeps it.
+After a miner the candidates are no longer draws from the mixture, so the correction of what it
+chose is a heuristic: the literature mines without one, or ranks by corrected logits and keeps it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RankBy = Literal["logit", "score"]
 
 
 class RankedMiner(Miner):
-    """A miner that compares columns by their logits or by their scores."""
+    """A miner that compares candidates by their logits or by their scores."""
 
     def __init__(self, *, by: RankBy) -> None:
         if by not in get_args(RankBy):
@@ -27,7 +27,7 @@ class RankedMiner(Miner):
         self.by = by
 
     def ranked(self, scored: Scored) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns what the columns are compared by: the positive [B], the negatives [B, C]."""
+        """Returns what the candidates are compared by: the positive [B], the negatives [B, C]."""
         positive, negatives = scored.positive_logit, scored.logit
         if self.by == "score" and scored.score is not None:
             positive, negatives = scored.positive_score, scored.score
@@ -36,7 +36,7 @@ class RankedMiner(Miner):
 
 @part("miner")
 class Hardest(RankedMiner):
-    """Keeps the k columns of each row that are hardest to tell from its positive.
+    """Keeps the k candidates of each row that are hardest to tell from its positive.
 
     Args:
         k: how many; all of them where the pool has fewer.
@@ -51,8 +51,8 @@ class Hardest(RankedMiner):
         >>> Hardest(2).mine(scored, None).logit.numpy().tolist()
         [[3.0, 2.0]]
 
-    Source: `num_hard_negatives` of `tfrs.tasks.Retrieval`; with uniform columns, dynamic negative
-        sampling, Zhang et al., SIGIR 2013.
+    Source: `num_hard_negatives` of `tfrs.tasks.Retrieval`; with uniform candidates, dynamic
+        negative sampling, Zhang et al., SIGIR 2013.
     """
 
     def __init__(self, k: int, *, by: RankBy = "logit") -> None:
@@ -68,7 +68,7 @@ class Hardest(RankedMiner):
 
 @part("miner")
 class RandomOfTop(RankedMiner):
-    """Keeps k columns of each row, drawn at random from its n hardest.
+    """Keeps k candidates of each row, drawn at random from its n hardest.
 
     A little softer than the k hardest, among which false negatives are the most frequent. Draws
     differ by row and step, and are the same however many replicas share the batch.
@@ -85,7 +85,7 @@ class RandomOfTop(RankedMiner):
         >>> RandomOfTop(4, 100).get_config()
         {'k': 4, 'n': 100, 'by': 'logit'}
 
-    Source: the shortlist of ANCE, Xiong et al., ICLR 2021, in the columns of a step.
+    Source: the shortlist of ANCE, Xiong et al., ICLR 2021, in the candidates of a step.
     """
 
     def __init__(self, k: int, n: int, *, by: RankBy = "logit") -> None:
@@ -99,11 +99,11 @@ class RandomOfTop(RankedMiner):
     def mine(self, scored: Scored, batch: Batch) -> Scored:
         """Returns negatives [B, min(k, C)], masked ones where a row has fewer that are kept."""
         shortlist = scored.take(_top(scored, self.ranked(scored)[1], self.n))
-        rows, columns = tf.unstack(tf.shape(shortlist.keep))
+        rows, candidates = tf.unstack(tf.shape(shortlist.keep))
         first, total = place_of_rows(rows)
         # Whole numbers: XLA makes other fractions of the same bits.
         bits = tf.random.stateless_uniform(
-            [total, columns], batch.seed, 0, 2**53, tf.int64, alg="philox"
+            [total, candidates], batch.seed, 0, 2**53, tf.int64, alg="philox"
         )
         draws = tf.cast(bits[first : first + rows], tf.float64)
         return shortlist.take(_top(shortlist, draws, self.k))
@@ -111,7 +111,7 @@ class RandomOfTop(RankedMiner):
 
 @part("miner")
 class SemiHard(RankedMiner):
-    """Keeps the columns that score below the positive, by less than a margin.
+    """Keeps the candidates that score below the positive, by less than a margin.
 
         keep(i, j) = s_i+ - margin < s_ij < s_i+
 
@@ -143,7 +143,7 @@ class SemiHard(RankedMiner):
         self.margin = float(margin)
 
     def mine(self, scored: Scored, batch: Batch | None) -> Scored:
-        """Returns the same columns, fewer of them kept."""
+        """Returns the same candidates, fewer of them kept."""
         positive, negatives = self.ranked(scored)
         near = negatives > positive[:, None] - self.margin
         return scored._replace(keep=scored.keep & near & (negatives < positive[:, None]))
@@ -151,21 +151,21 @@ class SemiHard(RankedMiner):
 
 @part("miner")
 class WithinPositiveRadius(RankedMiner):
-    """Keeps the columns that are at least as near to the query as its farthest positive.
+    """Keeps the candidates that are at least as near to the query as its farthest positive.
 
         r_i = max_{p in P(i)} |u_i - v_p|^2,     keep(i, j) = |u_i - v_j|^2 <= r_i
 
     On unit vectors that is keep(i, j) = s_ij >= min_p s_ip, which is what is computed: for vectors
     that are not normalised, where distance and score rank differently, the score decides. P(i) are
-    the row's own positive and, with `farthest="known"`, the other positives among the columns that
-    a mask knows (`KnownPositives`, or `AccidentalHits` with `more_positives`).
+    the row's own positive and, with `farthest="known"`, the other positives among the candidates
+    that a mask knows (`KnownPositives`, or `AccidentalHits` with `more_positives`).
 
     A row whose positives are all nearer than every negative has none left and loss 0; the logs have
     their share as `empty_row_share`.
 
     Args:
         farthest: among "own", the positive of the row, or "known".
-        slack: how much lower a column may score, in the unit of the scores.
+        slack: how much lower a candidate may score, in the unit of the scores.
         by: "score" before the correction, or "logit" after it.
 
     Raises:
@@ -177,7 +177,7 @@ class WithinPositiveRadius(RankedMiner):
         >>> WithinPositiveRadius().mine(scored, None).keep.numpy().tolist()
         [[False, True, True]]
 
-    Source: the r_i of the thesis on cross-batch NGAME, ALG 5.5; NGAME itself keeps the hardest k.
+    Source: the r_i of the thesis on cross-batch NGAME; NGAME itself keeps the hardest k.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class WithinPositiveRadius(RankedMiner):
         self.by_candidate = farthest == "own"
 
     def mine(self, scored: Scored, batch: Batch | None) -> Scored:
-        """Returns the same columns, fewer of them kept."""
+        """Returns the same candidates, fewer of them kept."""
         limit, negatives = self.ranked(scored)
         more = scored.more_positives
         if self.farthest == "known" and more is not None:

@@ -232,6 +232,7 @@ class StepPart(Part):
             scored: the candidates that the loss was made of. Where nobody reads single scores they
                 may never have been there: only `ids`, `sampler`, `log_count` and `own_rows` are.
         """
+        del batch, scored  # TensorFlow warns of a function whose body is only words
 
 
 class Sampler(StepPart):

@@ -113,7 +113,7 @@ class Affinity(Part, tf.keras.layers.Layer):
             return self.initial_temperature
         return tf.exp(self.log_temperature)
 
-    def call(self, pool: Pool, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+    def scores(self, pool: Pool, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """Scores every candidate for every query, and each query's own positive apart.
 
         Args:

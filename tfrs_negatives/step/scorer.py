@@ -46,7 +46,7 @@ class Scorer(NamedTuple):
     def whole(self, pool: Pool, batch: Batch) -> Scored:
         """Returns all candidates of a pool, scored, masked and corrected."""
         offsets = self.correction.offsets(pool)
-        positive, score = self.affinity(pool, batch)
+        positive, score = self.affinity.scores(pool, batch)
         rows = tf.range(tf.shape(positive)[0])
         scored = Scored(
             added(positive, offsets.positives),
@@ -82,7 +82,8 @@ class Scorer(NamedTuple):
         own = added(positive, offsets.positives)
         # An empty slot is left out by its shift, which costs no pass over [B, C].
         shift = tf.where(pool.valid, added(bias, offsets.candidates), -math.inf)
-        judge = _BlockJudge(self.masks, filters, pool, batch, tf.stop_gradient((own, positive)))
+        fixed = tf.stop_gradient(own), tf.stop_gradient(positive)
+        judge = _BlockJudge(self.masks, filters, pool, batch, fixed)
         undo = tf.stop_gradient(tf.where(pool.valid, bias - shift, 0.0))
         return chunked_log_sum_exp(
             queries,
@@ -228,9 +229,8 @@ def side_by_side(parts: Sequence[Scored]) -> Scored:
 
     names = ("logit", "keep", "score", "ids", "sampler", "log_count", "own_rows")
     kinds = tf.concat([part.per_row for part in parts], axis=0)
-    kept = tf.add_n([part.num_kept for part in parts])
     joined = {name: join(name) for name in names}
-    return first._replace(**joined, per_row=kinds, num_kept=kept, has_own=False)
+    return first._replace(**joined, per_row=kinds, has_own=False)
 
 
 def _filtered(scored: Scored, filters: Sequence[Miner], batch: Batch) -> Scored:

@@ -39,7 +39,7 @@ def build_tower(
         >>> tower({"city": tf.constant(["a", "elsewhere"])}).shape
         TensorShape([2, 128])
 
-    Source: the sizes are those of the thesis behind cross-batch NGAME (ALG 15.5).
+    Source: the sizes are those of the thesis behind cross-batch NGAME.
     """
     if not features:
         raise bad_input("features", "at least one feature", "none")

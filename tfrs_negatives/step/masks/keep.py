@@ -15,7 +15,7 @@ from tfrs_negatives.step.records import Batch, Mask, Scored
 
 @part("mask")
 class AccidentalHits(Mask):
-    """Drops a column that holds the row's own positive item once more, whatever its source.
+    """Drops a candidate that holds the row's own positive item once more, whatever its sampler.
 
         keep(i, j) = id_j != id(positive of i), or id_j is empty
 
@@ -35,7 +35,8 @@ class AccidentalHits(Mask):
         >>> AccidentalHits(more_positives="also_bought").get_config()
         {'more_positives': 'also_bought'}
 
-    Source: every in-batch method assumes it; ALG 14.3, rule 1.
+    Source: `remove_accidental_hits` of TensorFlow, for several positives; every in-batch method
+        assumes it.
     """
 
     names_positives = True
@@ -60,15 +61,15 @@ class AccidentalHits(Mask):
 
 @part("mask")
 class ScoreMargin(Mask):
-    """Drops a column that scores too close to the row's positive, or above it.
+    """Drops a candidate that scores too close to the row's positive, or above it.
 
         keep(i, j) = score_ij <= score_i+ - absolute
                      and score_ij <= score_i+ - relative |score_i+|
 
-    A column that the model itself takes for as good as the positive is a likely false negative. A
-    margin below zero lets a column score that much above the positive. The scores are those before
-    the correction, similarity / temperature plus item bias, so `absolute` is in nats: a margin m of
-    the similarity is m / temperature here.
+    A candidate that the model itself takes for as good as the positive is a likely false negative.
+    A margin below zero lets a candidate score that much above the positive. The scores are those
+    before the correction, similarity / temperature plus item bias, so `absolute` is in nats: a
+    margin m of the similarity is m / temperature here.
 
     Args:
         absolute: distance that a negative must keep, in the unit of the scores.
@@ -84,7 +85,7 @@ class ScoreMargin(Mask):
         array([[ True, False, False]])
 
     Source: `mine_hard_negatives` of sentence-transformers, arguments `absolute_margin` and
-        `relative_margin`; ALG 14.3, rule 3. There it chooses hard negatives once, here in a step.
+        `relative_margin`. There it chooses hard negatives once, here in a step.
     """
 
     def __init__(self, absolute: float | None = None, relative: float | None = None) -> None:
@@ -109,8 +110,8 @@ class ScoreMargin(Mask):
 
 
 def _holds_another(held: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
-    """Returns [B, C] bool: whether the column holds another id than the row's, [B]."""
-    # The empty id equals nothing, itself included: a row that has it asks for what no column holds.
-    # So one pass over [B, C] is enough, and such passes are what a mask costs.
+    """Returns [B, C] bool: whether the candidate holds another id than the row's, [B]."""
+    # The empty id equals nothing, itself included: a row that has it asks for what no candidate
+    # holds. So one pass over [B, C] is enough, and such passes are what a mask costs.
     nowhere = tf.reduce_max(held) + 1
     return tf.not_equal(held, tf.where(tf.equal(ids, EMPTY_ID), nowhere, ids)[:, None])

@@ -32,20 +32,20 @@ class _Pairs(NamedTuple):
 
 @part("mask")
 class KnownPositives(Mask):
-    """Drops a column that holds an item of the row's history, whatever its source.
+    """Drops a candidate that holds an item of the row's history, whatever its sampler.
 
         keep(i, j) = (query of i, id_j) is no pair of the history
 
     The query of a row is read from the batch, under the history's `query_key`. A query without
-    history loses nothing, and neither does a column that is empty or not of the catalogue. The
+    history loses nothing, and neither does a candidate that is empty or not of the catalogue. The
     row's own positive is in its history as a rule, so its copies are dropped too, as
     `AccidentalHits` does: see there why that wants `correct="negatives"` or None.
 
     A pair costs 8 bytes and a query 16, however often the event repeats: 83 MB for 10 million
-    events of 370 thousand queries, and 28 MB of text in the config. Columns shared by all rows are
-    grouped by item, and only the cells to drop are written; columns of their own for each row are
-    searched for in the table of pairs. Where queries times items are at most 16 million, all of
-    them are held as well, a byte each, and the shared columns are read off.
+    events of 370 thousand queries, and 28 MB of text in the config. Candidates shared by all rows
+    are grouped by item, and only the cells to drop are written; candidates of their own for each
+    row are searched for in the table of pairs. Where queries times items are at most 16 million,
+    all of them are held as well, a byte each, and the shared candidates are read off.
 
     Args:
         history: the log of E events that may be known in training, never the test part.
@@ -67,8 +67,9 @@ class KnownPositives(Mask):
         array([[ True, False,  True,  True],
                [False, False, False, False]])
 
-    Source: ALG 14.3, rule 2, and G12. The usual way, a search for each of the B x C pairs, costs
-        more than twenty times as much (`benchmarks/known_positives`).
+    Source: all positives of a query are left out in NGAME (Dahiya et al., WSDM 2023). The usual
+        way, a search for each of the B x C pairs, costs more than twenty times as much
+        (`benchmarks/known_positives`).
     """
 
     names_positives = True
@@ -125,7 +126,7 @@ class KnownPositives(Mask):
 
         Args:
             queries: [B] as in the column `query_key`.
-            ids: [C] of columns that all rows share, or [B, C].
+            ids: [C] of candidates that all rows share, or [B, C].
 
         Returns:
             [B, C] bool, True for a pair of the history.
@@ -159,11 +160,11 @@ class KnownPositives(Mask):
         return tf.gather(tf.transpose(tf.gather(self._table, columns)), rows)
 
     def _cells(self, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-        """Writes the cells (row, column) of every pair of the batch, and of no other."""
+        """Writes the cells (row, candidate) of every pair of the batch, and of no other."""
         num_items = len(self.items)
         row, place = _ranges(*self._histories(rows))
         item = tf.gather(self._codes, place) - tf.gather(rows * num_items, row)
-        # The columns grouped by item: those of an item are a range of `by_item`.
+        # The candidates grouped by item: those of an item are a range of `by_item`.
         by_item = tf.argsort(columns, stable=True)
         count = tf.math.bincount(tf.cast(columns, tf.int32), minlength=num_items + 1)
         count = tf.cast(count, tf.int64)
@@ -174,9 +175,9 @@ class KnownPositives(Mask):
         return tf.tensor_scatter_nd_update(nothing, cells, tf.ones_like(pair, tf.bool))
 
     def _cells_padded(self, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-        """The same with static shapes: one column stands for all that hold its item."""
+        """The same with static shapes: one candidate stands for all that hold its item."""
         num_items, num_rows, width = len(self.items), tf.shape(rows)[0], tf.shape(columns)[0]
-        # An item that the pool does not hold is marked in one column more, which is never read.
+        # An item that the pool does not hold is marked in one candidate more, which is never read.
         nowhere = tf.fill([num_items + 1], width)
         standing = tf.tensor_scatter_nd_min(nowhere, columns[:, None], tf.range(width))
         start, length = self._histories(rows)

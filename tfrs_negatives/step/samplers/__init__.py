@@ -1,8 +1,8 @@
-"""The sources of negatives: who proposes candidates, and how often it does.
+"""Who proposes candidates, and how often it does.
 
-A source answers two questions. `propose` gives this step's columns; `log_expected_count(ids)` says
-how many of its columns hold each id on average. The second is asked for the ids of *all* columns,
-because a column is corrected with the count of the mixture, whichever source it came from.
+A sampler answers two questions. `sample` gives this step's candidates; `log_count(ids)` says how
+many of its candidates hold each id on average. The second is asked for the ids of *all* candidates,
+because each is corrected with the count of the mixture, whichever sampler it came from.
 """
 
 from tfrs_negatives.step.samplers.catalogue_draws import LogUniform, Popularity, Uniform

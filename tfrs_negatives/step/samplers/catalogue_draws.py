@@ -1,7 +1,7 @@
 """Items drawn from the catalogue, in the graph, from a distribution that is known exactly.
 
 Their features run through the item tower with gradient, so items without any event learn too. An
-item of probability p fills n p of n columns on average; an id outside the catalogue none.
+item of probability p fills n p of n candidates on average; an id outside the catalogue none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CatalogueDraws(Sampler):
         raise NotImplementedError
 
     def sample(self, batch: Batch) -> Candidates:
-        """Returns `num_negatives` columns, other items at every step.
+        """Returns `num_negatives` candidates, other items at every step.
 
         Every replica draws the same items and encodes its share of them, so that the step is the
         same for any number of replicas.
@@ -67,7 +67,7 @@ class Uniform(CatalogueDraws):
 
     Args:
         items: the catalogue to draw from, N items.
-        num_negatives: how many columns, n.
+        num_negatives: how many candidates, n.
 
     Raises:
         InputError: if `num_negatives` is below 1.
@@ -109,7 +109,7 @@ class Popularity(CountedDraws):
 
     Args:
         items: the catalogue to draw from.
-        num_negatives: how many columns, n.
+        num_negatives: how many candidates, n.
         counts: [N] how many training events each item has.
         exponent: 1 draws as the batch does, 0 is `Uniform`.
 
@@ -122,7 +122,7 @@ class Popularity(CountedDraws):
         >>> np.exp(source.log_probability([0, 1])).astype(float).round(3).tolist()   # 8 to 1
         [0.889, 0.111]
 
-    Source: Mikolov et al., NeurIPS 2013, for 0.75; ALG 11, with half an event where it adds one.
+    Source: Mikolov et al., NeurIPS 2013, for 0.75. An item without events has half of one.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class LogUniform(CountedDraws):
 
     Args:
         items: the catalogue to draw from.
-        num_negatives: how many columns, n.
+        num_negatives: how many candidates, n.
         counts: [N] how many training events each item has; the most frequent is rank 0, of equals
             the first in the catalogue.
 
@@ -167,8 +167,7 @@ class LogUniform(CountedDraws):
         >>> np.exp(source.log_probability([1, 2, 0])).astype(float).round(2).tolist()
         [0.5, 0.29, 0.21]
 
-    Source: the log-uniform candidate sampler of TensorFlow, with ranks in the place of row numbers
-        (ALG 11).
+    Source: the log-uniform candidate sampler of TensorFlow, with ranks in the place of row numbers.
     """
 
     def __init__(self, items: ItemCatalogue, num_negatives: int, *, counts: Any) -> None:

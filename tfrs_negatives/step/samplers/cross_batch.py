@@ -19,8 +19,8 @@ class CrossBatch(Sampler, tf.keras.layers.Layer):
     """The items of past batches, from a memory bank and therefore without gradient.
 
     The bank is read before the batch is pushed, so no item is both fresh and stored. It holds
-    columns of the stream of positives, so the expected count of an item is m q for the m slots in
-    use, with q as it is estimated now. In evaluation the bank is read and stays as it is.
+    candidates of the stream of positives, so the expected count of an item is m q for the m slots
+    in use, with q as it is estimated now. In evaluation the bank is read and stays as it is.
 
     The bank is filled from the first step and used from the step on at which the item tower moves
     slowly enough: after `warmup_steps`, and while the drift of the probe items between two
@@ -42,8 +42,8 @@ class CrossBatch(Sampler, tf.keras.layers.Layer):
         probe_every: steps between measurements; None is once around the bank.
         max_age: the oldest items that are used, in steps; None uses all.
         storage: dtype of the bank.
-        compensate: whether the fresh columns take over the gradient that those of the bank cannot
-            have. False is the method as published; see below.
+        compensate: whether the fresh candidates take over the gradient that those of the bank
+            cannot have. False is the method as published; see below.
 
     Raises:
         InputError: if a number is out of its range, a batch is larger than the bank, or `max_drift`
@@ -56,9 +56,9 @@ class CrossBatch(Sampler, tf.keras.layers.Layer):
     Relations: a bank that holds just one batch, scored against the next, is in-batch with that
         batch's items; batch and bank together have the log count (B + M) q.
 
-    Compensation: a positive pulls its item in full, but of the B + m columns that push an item away
-        only the B fresh ones reach the item tower. With m beyond B the vectors gather in one
-        direction. So the gradient of fresh columns (not of positives) is multiplied by
+    Compensation: a positive pulls its item in full, but of the B + m candidates that push an item
+        away only the B fresh ones reach the item tower. With m beyond B the vectors gather in one
+        direction. So the gradient of fresh candidates (not of positives) is multiplied by
         c_fresh+bank(j) / c_fresh(j), which is (B + m) / B for `InBatch`: the mean push is that of
         the softmax again, and queries and positives have the gradient of the whole pool.
 
@@ -121,7 +121,7 @@ class CrossBatch(Sampler, tf.keras.layers.Layer):
         super().build(input_shape)
 
     def sample(self, batch: Batch) -> Candidates:
-        """Returns M columns, of which the slots in use are valid."""
+        """Returns M candidates, of which the slots in use are valid."""
         contents = self.bank.read()
         return Candidates(
             contents.ids,

@@ -43,7 +43,8 @@ class FeatureDrift(Part, tf.keras.layers.Layer):
         >>> float(drift.value)   # one probe moved by 1; the squared lengths are 1 and 4
         0.2...
 
-    Source: Wang et al., SIGIR 2021 and the thesis, section 3.3, as a sum (ALG 4.2); ALG 4.4.
+    Source: Wang et al., SIGIR 2021 and the thesis, section 3.3, as a sum. We differ: the
+        default is relative, because a sum grows with the catalogue and the vectors.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ class Explicit(Sampler, tf.keras.layers.Layer):
 
     For what a later stage knows: items that retrieval proposed and ranking rejected, impressions
     without a click, negatives mined offline. They are chosen, not drawn, so they have no expected
-    count: each counts as one item, exp(score), whatever the correction of the shared columns.
+    count: each counts as one item, exp(score), whatever the correction of the shared candidates.
     `Weighted` makes them count more or less, `losses.EasyHardMixture` gives them a fixed share.
 
     Args:
@@ -36,7 +36,7 @@ class Explicit(Sampler, tf.keras.layers.Layer):
         >>> Explicit("rejected", ItemCatalogue(["a", "b"])).column
         'rejected'
 
-    Source: ALG 14.1, ranking-stage rejects.
+    Source: Huang et al., KDD 2020 (embedding-based retrieval in Facebook search), hard negatives.
     """
 
     def __init__(self, column: str | NegativeTable, items: ItemCatalogue, **kwargs: Any) -> None:
@@ -44,7 +44,7 @@ class Explicit(Sampler, tf.keras.layers.Layer):
         self.column, self.items = column, items
 
     def sample(self, batch: Batch) -> Candidates:
-        """Returns columns [B, n]: each row its own."""
+        """Returns candidates [B, n]: each row its own."""
         keys, label = self._keys(batch)
         rows = self.items.rows_of_keys(keys)
         known = tf.debugging.assert_equal(

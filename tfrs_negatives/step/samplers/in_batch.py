@@ -12,9 +12,9 @@ from tfrs_negatives.step.records import Batch, Candidates, Sampler
 class InBatch(Sampler):
     """The positives of the other rows of the batch, on all replicas.
 
-    The expected count of an item is n q, for n columns drawn from the stream of positives with
-    probability q each. Extra candidate rows that the caller passes to the task are columns of the
-    same stream.
+    The expected count of an item is n q, for n candidates drawn from the stream of positives with
+    probability q each. Extra candidate rows that the caller passes to the task are candidates of
+    the same stream.
 
     Example:
         >>> InBatch().name

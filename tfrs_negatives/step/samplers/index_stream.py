@@ -54,16 +54,16 @@ class IndexStream(Sampler):
         return joined.map(lambda batch, items: {**batch, self.key: items})
 
     def sample(self, batch: Batch) -> Candidates:
-        """Returns the columns that came with the batch."""
+        """Returns the candidates that came with the batch."""
         keys = self._keys(batch)
         vectors = all_rows(batch.encode_items(batch.features[self.key]))
         return Candidates(keys, vectors, tf.ones_like(keys, tf.bool))
 
     def log_count(self, ids: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Returns log(n / N), float32, the shape of ids; -inf outside the catalogue."""
-        columns = tf.cast(tf.shape(self._keys(batch))[0], tf.float32)
+        candidates = tf.cast(tf.shape(self._keys(batch))[0], tf.float32)
         inside = self.items.rows_of_keys(ids) >= 0
-        return tf.where(inside, tf.math.log(columns) - math.log(len(self.items)), -math.inf)
+        return tf.where(inside, tf.math.log(candidates) - math.log(len(self.items)), -math.inf)
 
     def _keys(self, batch: Batch) -> tf.Tensor:
         if self.key not in batch.features:
