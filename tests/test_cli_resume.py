@@ -132,7 +132,7 @@ def test_ctrl_c_leaves_an_unfinished_folder_and_says_how_to_go_on(
 PROGRAM = """
 import os, signal, sys
 from tensorflow.python.checkpoint import checkpoint_management
-from tfrs_negatives.cli import main
+from tfrs_negatives.cli.main import main
 
 update = checkpoint_management.update_checkpoint_state_internal
 
