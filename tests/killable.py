@@ -43,8 +43,8 @@ def make_model(optimizer="sparse_adam", seed=0):
                 "model.id_dropout=0.3",
                 "model.learn_temperature=true",
                 "model.item_bias=true",
-                "negatives.num_uniform=7",
-                "negatives.remove_accidental_hits=true",
+                "task.recipe.num_uniform=7",
+                "task.masks=[accidental_hits]",
                 "train.learning_rate=0.05",
                 f"train.optimizer={optimizer}",
             ]

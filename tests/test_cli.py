@@ -19,12 +19,13 @@ SMALL = [
     "model.embedding_dim=4",
     "model.hidden=[8]",
     "model.output_dim=4",
-    "negatives.num_uniform=16",
+    "task.recipe.num_uniform=16",
     "train.epochs=2",
     "train.batch_size=64",
     "evaluation.ks=[5]",
     "index.ks=[3, 5]",
 ]
+LEFT_OUT = "data.columns.user={role: query_id, encoding: left_out}"
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_dry_run_prints_every_key_and_writes_nothing(call, tmp_path):
     code, out, _ = call("train", "--dry-run", "--out", tmp_path / "x", "train.epochs=3")
     assert code == 0
     assert "epochs: 3" in out
-    assert "num_uniform: 2048" in out
+    assert "num_negatives: 2048" in out
     assert not list(tmp_path.iterdir())
 
 
@@ -127,10 +128,10 @@ def test_doctor_is_content_here(call):
         (["evaluation.ks=[31]"], "`evaluation.ks`"),
         (["evaluation.ks=[0]"], "`evaluation.ks`"),
         (["index.ks=[31]"], "`index.ks`"),
-        (["negatives.num_uniform=-3"], "`negatives.num_uniform`"),
-        (["model.query_features={shoe_size: numeric}"], "shoe_size"),
-        (["model.query_features={user: numeric}"], "user"),
-        (["model.query_features={user: null, age: null}"], "features"),
+        (["task.recipe.num_uniform=-3"], "`task.recipe.num_uniform`"),
+        (["data.columns.user={role: query_id, encoding: numeric}"], "user"),
+        ([LEFT_OUT, "data.columns.age=null"], "features"),
+        (["task.negatives.uniform.num_negatives=0"], "`task.negatives[1].uniform.num_negatives`"),
         (["train.seed=5000000000"], "`train.seed`"),
         (["train.epoch=3"], "perhaps `train.epochs`"),
         (["--config", "gone.yaml"], "gone.yaml"),
@@ -167,7 +168,7 @@ def test_a_folder_that_cannot_be_written_is_named(call, log_file, tmp_path):
 
 def test_a_run_without_query_key_or_with_a_feature_left_out(call, log_file, tmp_path):
     source = f"data.source=csv:{log_file}"
-    options = [*SMALL, "train.epochs=1", "model.query_features={age: null}"]
+    options = [*SMALL, "train.epochs=1", "data.columns.age=null"]
     for name, role in {"keyed": "query_id", "free": "query"}.items():
         keyed = [f"data.columns.user={role}"]
         code, _, err = call("train", "--out", tmp_path / name, source, *options, *keyed)
@@ -253,7 +254,7 @@ def test_a_bad_file_is_one_sentence_exit_code_2_and_nothing_written(call, log_fi
 
 
 def test_a_mirrored_run_is_that_of_one_device(log_file, tmp_path):
-    options = ["negatives.recipe=mixed_cross_batch_negative_sampling", "negatives.capacity=100"]
+    options = ["task.recipe=mixed_cross_batch_negative_sampling", "task.recipe.capacity=100"]
     command = [sys.executable, Path(__file__).with_name("mirrored_runs.py"), tmp_path]
     # Dropped ids differ by replica.
     command += [f"data.source=csv:{log_file}", *SMALL, *options, "model.id_dropout=0"]

@@ -305,9 +305,9 @@ def test_nothing_to_resume(call, tmp_path, complete):
 
 def test_batches_of_similar_queries_go_on_too(call, source, tmp_path, monkeypatch):
     options = [
-        *OPTIONS,
-        "negatives.recipe=cross_batch_ngame",
-        "negatives.capacity=100",
+        *(option for option in OPTIONS if "num_uniform" not in option),
+        "task.recipe=cross_batch_ngame",
+        "task.recipe.capacity=100",
         "batches.cluster_size=2",
         "batches.double_every=1",
         "batches.min_clusters=4",

@@ -29,7 +29,7 @@ SETTINGS = """
 data: {{source: "csv:{source}", columns: {{user: {role}, age: query, item: item_id,
   time: time}}}}
 model: {{embedding_dim: 4, hidden: [8], output_dim: 4, id_dropout: 0.2}}
-negatives: {{recipe: in_batch, correct: {correct}, num_uniform: 16, frequency: {frequency}}}
+task: {{recipe: in_batch, correct: {correct}}}
 train: {{batch_size: 64, checkpoint_every_steps: 2}}
 evaluation: {{ks: [5, 3]}}
 index: {{ks: [3]}}
@@ -41,8 +41,8 @@ COMMON = ["--set", "train.epochs=2", "--seeds", "2", "--metric", "recall_at_5"]
 @pytest.fixture(scope="module")
 def configs(log_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("configs")
-    for name, correct, frequency in [("<b>", "both", "decayed_count"), ("plain", "null", "exact")]:
-        own = {"correct": correct, "frequency": frequency, "role": "query_id"}
+    for name, correct in [("<b>", "both"), ("plain", "null")]:
+        own = {"correct": correct, "role": "query_id"}
         (folder / f"{name}.yaml").write_text(SETTINGS.format(source=log_file, **own))
     return [folder / "<b>.yaml", folder / "plain.yaml"]
 
@@ -167,8 +167,13 @@ def test_facts_and_settings(results):
     assert sum(b["events"] for b in data["popularity"]) == pytest.approx(1)
     assert (results["metric"], results["k"], results["ks"]) == ("recall_at_5", 5, [3, 5])
     assert (results["seeds"], results["baseline"]) == ([0, 1], "<b>")
-    keys = {"negatives.correct": "both", "negatives.frequency": "decayed_count"}
-    assert results["variants"][0]["settings"] == keys
+    settings = [variant["settings"] for variant in results["variants"]]
+    assert list(settings[0]) == ["task.frequency", "task.masks", "task.correct"]
+    assert settings[1] == {
+        "task.frequency": None,
+        "task.masks": [{"accidental_hits": {"more_positives": None}}],
+        "task.correct": None,
+    }
     assert [r["name"] for r in results["references"]] == ["most popular", "random"]
 
 
@@ -442,7 +447,7 @@ def test_looks_differ():
         (["--metric", "coverage_at_5"], "`metric`"),
         (["--grid", "train.epochs=1,1"], "each value once"),
         (["--set", "train.epoch=1"], "perhaps `train.epochs`"),
-        (["--set", "negatives.correct=null", "--set", "negatives.frequency=exact"], "that of <b>"),
+        (["--set", "task.correct=null"], "that of <b>"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_written(call, configs, tmp_path, arguments, says):

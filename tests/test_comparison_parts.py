@@ -32,7 +32,7 @@ def yaml_file(tmp_path):
 
 
 def test_a_grid_is_a_product_and_its_values_are_yaml(yaml_file):
-    grid = ["model.hidden=[64, 32], [8]", "negatives.correct=both,null", "train.learning_rate=1e-3"]
+    grid = ["model.hidden=[64, 32], [8]", "task.correct=both,null", "train.learning_rate=1e-3"]
     found = read_variants([yaml_file], overrides=["train.batch_size=7"], grid=grid)
     assert list(found) == [
         "mixed, hidden=[64, 32], correct=both, learning_rate=1e-3",
@@ -41,7 +41,7 @@ def test_a_grid_is_a_product_and_its_values_are_yaml(yaml_file):
         "mixed, hidden=[8], correct=null, learning_rate=1e-3",
     ]
     last = list(found.values())[-1]
-    assert (last.model.hidden, last.negatives.correct) == ([8], None)
+    assert (last.model.hidden, last.task.expansion.parts["correct"]) == ([8], None)
     assert (last.train.learning_rate, last.train.epochs, last.train.batch_size) == (0.001, 2, 7)
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.data import ItemTable, load
+from tfrs_negatives.data.schema import Column
+from tfrs_negatives.towers.features import infer_features
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
@@ -310,11 +312,45 @@ def test_bad_sources(source: str, message: str) -> None:
         load(source)
 
 
-def test_columns_belong_to_tables_only() -> None:
-    with pytest.raises(InputError, match=r"`columns`: .*only parquet and csv sources have them"):
-        load("synthetic", columns=IDS)
+def test_a_table_of_items_belongs_to_tables_only() -> None:
     with pytest.raises(InputError, match=r"`items`: .*only parquet and csv sources have them"):
         load("synthetic", items=ItemTable("items.parquet"))
+
+
+def test_a_source_that_knows_its_columns_can_be_told_how_a_tower_reads_them(
+    tmp_path: Path,
+) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text("0 1 2\n1 2 3\n")
+    columns = {
+        "user_id": Column("query_id", encoding="left_out"),
+        "item_id": Column("item_id", encoding="categorical"),
+    }
+    data = load(f"lightgcn:{tmp_path}", columns=columns)
+    assert infer_features(data.train) == []
+    assert [spec.kind for spec in infer_features(data.items)] == ["categorical"]
+    plain = load(f"lightgcn:{tmp_path}")
+    assert [spec.name for spec in infer_features(plain.train)] == ["user_id"]
+    assert data.items.ids.tolist() == plain.items.ids.tolist()
+
+
+@pytest.mark.parametrize(
+    "columns", [{"user": "query_id"}, {"user_id": "time"}, {"age": "query"}, {"year": "item"}]
+)
+def test_columns_that_a_source_does_not_have(columns: dict[str, str], tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text("0 1 2\n1 2 3\n")
+    with pytest.raises(InputError, match=next(iter(columns))):
+        load(f"lightgcn:{tmp_path}", columns=columns)
+
+
+def test_the_ids_of_a_table_can_be_left_out_of_the_item_tower(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user,item\n1,7\n2,8\n1,8\n2,7\n")
+    (tmp_path / "items.csv").write_text("movie,year\n7,1990\n8,2000\n")
+    columns = {"user": "query_id", "item": Column("item_id", encoding="left_out")}
+    table = ItemTable(str(tmp_path / "items.csv"), {"movie": "item_id"})
+    data = load(f"csv:{tmp_path / 'log.csv'}", split="random", columns=columns, items=table)
+    assert [spec.name for spec in infer_features(data.items)] == ["year"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.ids import to_keys
+from tfrs_negatives.data.schema import Column
 from tfrs_negatives.step.task import Retrieval
 from tfrs_negatives.towers.build import build_tower
 from tfrs_negatives.towers.features import encode_feature, infer_features
@@ -105,25 +106,28 @@ def test_two_unknown_items_are_no_accidental_hits_of_each_other():
     assert float(same) == pytest.approx(2 * np.log(2) + np.log(3), rel=1e-6)
 
 
-# ------------------------------------------------------------------ overrides
+# ------------------------------------------------------------------ declared encodings
 
 
-def test_an_override_changes_or_drops_a_column():
-    overrides = {"age": "numeric", "genres": "list", "city": None}
-    specs = {spec.name: spec for spec in infer_features(COLUMNS, overrides)}
+def declared(encodings):
+    return {name: Column("query", encoding=encoding) for name, encoding in encodings.items()}
+
+
+def test_a_declared_encoding_changes_or_leaves_out_a_column():
+    encodings = {"age": "numeric", "genres": "list", "city": "left_out"}
+    specs = {spec.name: spec for spec in infer_features(COLUMNS, declared=declared(encodings))}
     assert "city" not in specs
     assert specs["age"].kind == "numeric"
     assert specs["age"].mean == (11.0,)
     assert specs["genres"].vocabulary == (0, 1)
-    ages, _ = vector("age", [11], overrides={"age": "numeric"})
+    ages, _ = vector("age", [11], declared=declared({"age": "numeric"}))
     np.testing.assert_allclose(ages, [[0.0]], atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    "encodings",
     [
         {"nothing": "numeric"},
-        {"age": "ordinal"},
         {"city": "numeric"},
         {"height": "categorical"},
         {"position": "list"},
@@ -134,10 +138,10 @@ def test_an_override_changes_or_drops_a_column():
     ],
     ids=str,
 )
-def test_an_override_that_does_not_fit_is_an_error_that_names_the_column(overrides):
-    (name,) = overrides
+def test_an_encoding_that_does_not_fit_is_an_error_that_names_the_column(encodings):
+    (name,) = encodings
     with pytest.raises(InputError, match=name):
-        infer_features(COLUMNS, overrides)
+        infer_features(COLUMNS, declared=declared(encodings))
 
 
 @pytest.mark.parametrize("padding", [["", ""], [-1, -1]], ids=str)

@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from tfrs_negatives.data.catalogue import ItemCatalogue
-from tfrs_negatives.runs.config import RunConfig, parse_yaml
+from tfrs_negatives.runs.config import RunConfig, load_config, parse_yaml
+from tfrs_negatives.step.arguments import Run
 from tfrs_negatives.step.task import Retrieval
 
 ROOT = Path(__file__).parent.parent
@@ -65,3 +66,28 @@ def test_the_configuration_of_the_data_page_is_one():
     config = RunConfig.model_validate(tree)
     assert config.data.columns["age"].missing == "own"
     assert config.data.items.columns["name"].role == "title"
+
+
+def test_the_task_of_the_readme_is_one():
+    tree = parse_yaml(re.search(r"```yaml\n(.*?)```", README, re.S).group(1))
+    task = RunConfig.model_validate(tree).task.expansion.build(Run(ItemCatalogue([1, 2, 3])))
+    assert [sampler.name for sampler in task.negatives] == ["in_batch", "uniform", "cross_batch"]
+    assert (task.frequency.method, task.miners[0].k) == ("interval", 50)
+
+
+def test_the_parts_of_the_guide_are_named_by_their_module(tmp_path, monkeypatch):
+    blocks = [re.search(rf"```{kind}\n(.*?)```", GUIDE, re.S)[1] for kind in ("python", "py")]
+    (tmp_path / "my_samplers.py").write_text("\n".join(blocks))
+    monkeypatch.syspath_prepend(tmp_path)
+    section = re.search(r"```yaml\n(.*?)```", GUIDE, re.S)[1]
+    run = Run(ItemCatalogue(list(range(600))))
+    written = RunConfig.model_validate(parse_yaml(section)).task
+    named = load_config(overrides=["task.recipe=my_samplers:newest_and_batch"]).task
+    for task in (written.expansion.build(run), named.expansion.build(run)):
+        assert [(type(s).__name__, s.name) for s in task.negatives] == [
+            ("InBatch", "in_batch"),
+            ("Newest", "newest"),
+        ]
+        assert task.negatives[1].num_negatives == 512
+    with pytest.raises(ValueError, match=r"`task\.negatives\[1\]\.my_samplers:Newest\.num_neg"):
+        RunConfig.model_validate(parse_yaml(section.replace("512", "0")))

@@ -37,9 +37,9 @@ from tfrs_negatives.runs.train import load_data
 HERE = Path(__file__).parent
 BATCH = 1024
 VARIANTS = {
-    "in_batch": ["negatives.recipe=in_batch"],
-    "bank_1152": ["negatives.recipe=cross_batch_negative_sampling", "negatives.capacity=1152"],
-    "bank_4096": ["negatives.recipe=cross_batch_negative_sampling", "negatives.capacity=4096"],
+    "in_batch": ["task.recipe=in_batch"],
+    "bank_1152": ["task.recipe=cross_batch_negative_sampling", "task.recipe.capacity=1152"],
+    "bank_4096": ["task.recipe=cross_batch_negative_sampling", "task.recipe.capacity=4096"],
 }
 PACKAGES = ("tensorflow", "tf_keras", "numpy", "tfrs-negatives")
 

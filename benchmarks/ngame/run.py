@@ -51,47 +51,47 @@ BATCH, EPOCHS = 2048, 8
 PROBED_BATCH, PROBED_BATCHES = 128, 64
 TIMED_BATCH, BANK = 1024, 1152
 PACKAGES = ("tensorflow", "tf_keras", "numpy", "tfrs-negatives")
-NGAME = ("negatives.recipe=ngame", "batches.double_every=2", "batches.refresh_every=1")
-RANDOM = ("negatives.recipe=ngame", "batches.order=random")
+NGAME = ("task.recipe=ngame", "batches.double_every=2", "batches.refresh_every=1")
+RANDOM = ("task.recipe=ngame", "batches.order=random")
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SECONDS = {
-    "in-batch + logQ": ["negatives.recipe=in_batch"],
+    "in-batch + logQ": ["task.recipe=in_batch"],
     "NGAME": list(NGAME),
     "cross-batch": [
-        "negatives.recipe=cross_batch_negative_sampling",
-        f"negatives.capacity={BANK}",
+        "task.recipe=cross_batch_negative_sampling",
+        f"task.recipe.capacity={BANK}",
     ],
     "cross-batch NGAME": [
-        "negatives.recipe=cross_batch_ngame",
-        f"negatives.capacity={BANK}",
+        "task.recipe=cross_batch_ngame",
+        f"task.recipe.capacity={BANK}",
         *NGAME[1:],
     ],
 }
 # What the row is, its configuration, and whether held-out positives are masked too.
 PARTS: dict[str, tuple[tuple[str, ...], bool]] = {
-    "in-batch, uncorrected": (("negatives.recipe=in_batch", "negatives.correct=null"), False),
-    "in-batch + logQ": (("negatives.recipe=in_batch",), False),
-    "  known positives masked": ((*RANDOM, "negatives.slack=.inf"), False),
-    "  clusters": ((*NGAME, "negatives.slack=.inf"), False),
+    "in-batch, uncorrected": (("task.recipe=in_batch", "task.correct=null"), False),
+    "in-batch + logQ": (("task.recipe=in_batch",), False),
+    "  known positives masked": ((*RANDOM, "task.recipe.slack=.inf"), False),
+    "  clusters": ((*NGAME, "task.recipe.slack=.inf"), False),
     "  radius, slack 3": (RANDOM, False),
     "  clusters, radius, slack 3: NGAME": (NGAME, False),
     "    clusters of 16 from the beginning": (
         (*NGAME[:1], "batches.cluster_size=16", "batches.double_every=99"),
         False,
     ),
-    "    uncorrected": ((*NGAME, "negatives.correct=null"), False),
-    "    slack 0": ((*NGAME, "negatives.slack=0.0"), False),
-    "    slack 0, random batches": ((*RANDOM, "negatives.slack=0.0"), False),
-    "    slack 0, held-out positives masked": ((*NGAME, "negatives.slack=0.0"), True),
+    "    uncorrected": ((*NGAME, "task.correct=null"), False),
+    "    slack 0": ((*NGAME, "task.recipe.slack=0.0"), False),
+    "    slack 0, random batches": ((*RANDOM, "task.recipe.slack=0.0"), False),
+    "    slack 0, held-out positives masked": ((*NGAME, "task.recipe.slack=0.0"), True),
     "    slack 0, uncorrected: the thesis": (
-        (*NGAME, "negatives.slack=0.0", "negatives.correct=null"),
+        (*NGAME, "task.recipe.slack=0.0", "task.correct=null"),
         False,
     ),
     "    hinge of the ten hardest, uncorrected: NGAME's code": (
-        (*NGAME, "negatives.correct=null"),
+        (*NGAME, "task.correct=null"),
         False,
     ),
-    "  no radius, held-out positives masked": ((*RANDOM, "negatives.slack=.inf"), True),
+    "  no radius, held-out positives masked": ((*RANDOM, "task.recipe.slack=.inf"), True),
 }
 SHOWN = ("recall_at_1", "recall_at_10", "recall_at_50", "recall_at_100")
 
@@ -292,11 +292,12 @@ def train(config: RunConfig, data: RetrievalData, is_oracle: bool, hinge: bool) 
 
 def _task(config: RunConfig, data: RetrievalData, is_oracle: bool, hinge: bool) -> tfn.Retrieval:
     history = _joined(data.train, data.test) if is_oracle else data.train
-    options: dict[str, Any] = {"correct": config.negatives.correct, "seed": config.train.seed}
+    options: dict[str, Any] = {"correct": config.task.correct, "seed": config.train.seed}
     if hinge:
         loss = losses.TripletHinge(0.3 / 0.1, focus=0.1 / 0.1)
         options |= {"miners": [tfn.Hardest(10)], "loss": loss}
-    return recipes.ngame(data.items, history=history, slack=config.negatives.slack, **options)
+    slack = config.task.expansion.parts["miners"][0].arguments["slack"]
+    return recipes.ngame(data.items, history=history, slack=slack, **options)
 
 
 def _with_task(model: tfn.TwoTower, task: tfn.Retrieval) -> tfn.TwoTower:

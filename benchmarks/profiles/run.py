@@ -83,14 +83,21 @@ def with_histories(data: RetrievalData) -> RetrievalData:
     return replace(data, train=train)
 
 
+def left_out(role: str) -> tfn.Column:
+    """Returns what says that a tower does not read a column."""
+    return tfn.Column(role, encoding="left_out")
+
+
 def hit_rates(data: RetrievalData, seed: int) -> dict[str, float]:
     """Returns the hit rate at 10 of one model with the profiles of either moment."""
     tf.keras.utils.set_random_seed(seed)
-    queries = tfn.infer_features(data.train, {"user_id": None})
+    queries = tfn.infer_features(data.train, declared={"user_id": left_out("query_id")})
     model = tfn.TwoTower(
         tfn.build_tower(queries, hidden=[64], output_dim=32, name="query_tower"),
         tfn.build_tower(
-            tfn.infer_features(data.items, {"year": None, "genres": None}),
+            tfn.infer_features(
+                data.items, declared={"year": left_out("item"), "genres": left_out("item")}
+            ),
             hidden=[64],
             output_dim=32,
             name="item_tower",

@@ -13,6 +13,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+import yaml
 from matplotlib import ticker
 
 from tfrs_negatives.core.files import drafted_file, write_text
@@ -158,14 +159,13 @@ def _against_seconds(axes: Any, results: dict[str, Any]) -> None:
 
 
 def _against_columns(axes: Any, results: dict[str, Any]) -> None:
-    def columns(result: dict[str, Any]) -> int:
-        negatives = result["config"]["negatives"]
-        return 0 if negatives["recipe"] == "in_batch" else negatives["num_uniform"]
+    def columns(name: str) -> int:
+        recipe = yaml.safe_load((HERE / "configs" / f"{name}.yaml").read_text())["task"]["recipe"]
+        return 0 if recipe == "in_batch" else int(recipe["mixed_negative_sampling"]["num_uniform"])
 
-    sweep = [
-        r for n, r in results.items() if n.startswith((f"{THESIS}mixed", f"{THESIS}in_batch_l"))
-    ]
-    sweep.sort(key=columns)
+    chosen = [n for n in results if n.startswith((f"{THESIS}mixed", f"{THESIS}in_batch_l"))]
+    sizes = {columns(name): results[name] for name in chosen}
+    sweep = [sizes[size] for size in sorted(sizes)]
     for metric, marker in (("recall_at_10", "o"), ("recall_at_100", "s")):
         base = sweep[0]["mean"][metric]
         means = [r["mean"][metric] / base for r in sweep]
@@ -174,7 +174,7 @@ def _against_columns(axes: Any, results: dict[str, Any]) -> None:
         axes.errorbar(range(len(sweep)), means, yerr=spreads, marker=marker, capsize=3, label=label)
     axes.set(
         xticks=range(len(sweep)),
-        xticklabels=[f"{columns(r):,}" for r in sweep],
+        xticklabels=[f"{size:,}" for size in sorted(sizes)],
         xlabel="uniform columns B' beside a batch of 2,048",
         ylabel="to in-batch with logQ",
     )

@@ -17,10 +17,10 @@ COMMON = ["index.kind=scann", "model.id_dropout=0.2"]
 SAMPLERS = {
     "in-batch, no correction": (
         "in_batch",
-        ["negatives.recipe=in_batch", "negatives.correct=null"],
+        ["task.recipe=in_batch", "task.correct=null"],
     ),
-    "in-batch + logQ": ("in_batch_logq", ["negatives.recipe=in_batch"]),
-    "mixed (MNS)": ("mixed", ["negatives.recipe=mixed_negative_sampling"]),
+    "in-batch + logQ": ("in_batch_logq", ["task.recipe=in_batch"]),
+    "mixed (MNS)": ("mixed", ["task.recipe={mixed_negative_sampling: {num_uniform: 2048}}"]),
 }
 COLUMNS = {
     "recall_at_10": "recall@10",

@@ -19,6 +19,7 @@ from tfrs_negatives.cli.doctor import doctor
 from tfrs_negatives.cli.evaluate import evaluate
 from tfrs_negatives.cli.index import index
 from tfrs_negatives.cli.mine import mine
+from tfrs_negatives.cli.parts import parts
 from tfrs_negatives.cli.recommend import recommend
 from tfrs_negatives.cli.serve import serve
 from tfrs_negatives.cli.train import train
@@ -31,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, train, tune, compare, evaluate, index, mine, recommend, serve, doctor):
+for command in (demo, train, tune, compare, evaluate, index, mine, recommend, serve, parts, doctor):
     app.command()(command)
 
 
@@ -40,6 +41,8 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("tfrs_negatives").setLevel(logging.INFO)
+    # Where a module with parts of one's own may be.
+    sys.path.append(os.getcwd())
     try:
         app()
     except InputError as error:

@@ -21,7 +21,8 @@ def train(
         Path | None, typer.Option(metavar="RUN", help="Finish the run that was to go there.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only print the configuration.")
+        bool,
+        typer.Option("--dry-run", help="Only print the configuration, the recipe as its parts."),
     ] = False,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
@@ -29,6 +30,8 @@ def train(
     """Train a model and write its run folder.
 
     Example: tfrs-negatives train --out runs/ml100k data.source=ml-100k:ml-100k data.min_rating=3
+
+    What the section `task` can be made of: tfrs-negatives parts
 
     A run that was interrupted or killed goes on from its last checkpoint:
     tfrs-negatives train --resume runs/ml100k

@@ -38,7 +38,7 @@ def tune(
     """Choose good settings on a part of the training events; the test part is not looked at.
 
     Example: tfrs-negatives tune --space "train.learning_rate=log(1e-3, 1e-1)"
-    --space "negatives.recipe=one_of(in_batch, mixed_negative_sampling)" data.min_rating=3
+    --space "task.recipe=one_of(in_batch, mixed_negative_sampling)" data.min_rating=3
 
     Trials that fall behind the median are stopped early. The same command goes
     on where it was interrupted; more --trials add to it. The folder gets

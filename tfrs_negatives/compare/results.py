@@ -224,12 +224,10 @@ def _variant_records(
 def _differing(variants: Variants) -> dict[str, Results]:
     """Returns the keys in which not all variants agree, and the value of each."""
     flat = {name: flatten(with_seed(config, 0)) for name, config in variants.items()}
-    shown = [
-        key
-        for key in next(iter(flat.values()))
-        if len({json.dumps(values[key]) for values in flat.values()}) > 1
-    ]
-    return {name: {key: values[key] for key in shown} for name, values in flat.items()}
+    # Some keys only some of them read.
+    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    shown = [k for k in keys if len({json.dumps(values.get(k)) for values in flat.values()}) > 1]
+    return {name: {key: values.get(key) for key in shown} for name, values in flat.items()}
 
 
 def _metrics(of_seeds: Sequence[Mapping[str, float]]) -> dict[str, Results]:

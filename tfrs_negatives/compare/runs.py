@@ -115,15 +115,15 @@ def _finish_run(
 
 def _difference(wanted: RunConfig, found: RunConfig) -> str | None:
     """Returns the first key of a run that is another than wanted, with both values."""
-    theirs = flatten(found)
-    for key, value in flatten(wanted).items():
-        if theirs[key] != value:
-            return f"{key}={theirs[key]} and not {value}"
+    ours, theirs = flatten(wanted), flatten(found)
+    for key in {**ours, **theirs}:
+        if ours.get(key) != theirs.get(key):
+            return f"{key}={theirs.get(key)} and not {ours.get(key)}"
     return None
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """Returns section.key -> value.
+    """Returns section.key -> value of all that is read.
 
     Example:
         >>> flatten(load_config())["train.batch_size"]

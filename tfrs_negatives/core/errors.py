@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 
 class InputError(ValueError):
     """Something from outside is wrong; the message names what, what was expected, what came.
@@ -32,3 +35,21 @@ def bad_input(argument: str, expected: str, received: object) -> InputError:
         tfrs_negatives.InputError: `num_negatives`: expected a positive integer. Received: -3
     """
     return InputError(f"`{argument}`: expected {expected}. Received: {received}")
+
+
+def known_key(name: str, known: Collection[str], prefix: str = "") -> str:
+    """Returns what is expected in the place of an unknown key: the nearest one, or all.
+
+    Args:
+        name: the unknown key.
+        known: the keys of this place.
+        prefix: the path before it.
+
+    Example:
+        >>> known_key("epoch", ["epochs", "seed"], "train")
+        'a known key, perhaps `train.epochs`'
+    """
+    names = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if names:
+        return f"a known key, perhaps `{'.'.join(filter(None, [prefix, names[0]]))}`"
+    return f"one of {sorted(known)}" if known else "no key here"

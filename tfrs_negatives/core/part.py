@@ -17,11 +17,11 @@ from tfrs_negatives.core.errors import bad_input
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Family = Literal["sampler", "frequency", "mask", "miner", "loss"]
+Family = Literal["sampler", "frequency", "mask", "miner", "loss", "recipe"]
 Kind = TypeVar("Kind", bound=type)
 _MORE, _MORE_NAMED = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
-_FAMILIES: dict[str, dict[str, type]] = {family: {} for family in get_args(Family)}
+_FAMILIES: dict[str, dict[str, Any]] = {family: {} for family in get_args(Family)}
 
 
 class Part:
@@ -99,7 +99,7 @@ def part(family: Family, name: str | None = None) -> Callable[[Kind], Kind]:
 
     def register(cls: Kind) -> Kind:
         own = name or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
-        _FAMILIES[family][own] = cls
+        enter(family, own, cls)
         if "name" not in dir(cls):
             cls.name = own  # type: ignore[attr-defined]
         registered: Kind = tf.keras.utils.register_keras_serializable("tfrs_negatives")(cls)
@@ -108,20 +108,25 @@ def part(family: Family, name: str | None = None) -> Callable[[Kind], Kind]:
     return register
 
 
+def enter(family: Family, name: str, found: Callable[..., Any]) -> None:
+    """Gives what makes a part, a class or the function of a recipe, a name in its family."""
+    _FAMILIES[family][name] = found
+
+
 def part_names(family: Family) -> list[str]:
     """Returns the names of a family, sorted."""
     return sorted(_FAMILIES[family])
 
 
-def find_part(family: Family, name: str) -> type:
-    """Finds a part by its name.
+def find_part(family: Family, name: str) -> Callable[..., Any]:
+    """Finds what makes a part by its name.
 
     Args:
         family: what it is in a step.
-        name: as it was registered, or `package.module:Class` for a class of one's own.
+        name: as it was registered, or `package.module:Class` for one of one's own.
 
     Returns:
-        The class.
+        The class; of a recipe the function.
 
     Raises:
         InputError: if there is none of that name; the nearest one is suggested.
@@ -133,20 +138,33 @@ def find_part(family: Family, name: str) -> type:
         tfrs_negatives.InputError: `loss`: expected ... Received: 'no_such_loss'
     """
     if ":" in name:
-        return _import(family, name)
+        return find_own(family, name)
     if name in _FAMILIES[family]:
         return _FAMILIES[family][name]
     near = difflib.get_close_matches(name, _FAMILIES[family], n=1, cutoff=0.5)
     rule = f"a known name, perhaps `{near[0]}`" if near else f"one of {part_names(family)}"
-    raise bad_input(family, f"{rule}, or package.module:Class", repr(name))
+    raise bad_input(family, f"{rule}, or package.module:Name", repr(name))
 
 
-def _import(family: Family, name: str) -> type:
+def find_own(argument: str, name: str) -> Callable[..., Any]:
+    """Imports a class or a function of one's own.
+
+    Args:
+        argument: what it is for, for the error.
+        name: `package.module:name`.
+
+    Raises:
+        InputError: if it cannot be imported.
+
+    Example:
+        >>> find_own("frame", "collections:Counter")("aab")["a"]
+        2
+    """
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise bad_input(family, "package.module:Class that can be imported", name) from error
-    if not isinstance(found, type):
-        raise bad_input(family, "the name of a class", name)
+        raise bad_input(argument, "package.module:Name that can be imported", name) from error
+    if not callable(found):
+        raise bad_input(argument, "the name of a class or a function", name)
     return found

@@ -22,6 +22,7 @@ Features: TypeAlias = "Mapping[str, Any]"
 Similarity = Literal["dot", "cosine"]
 CorrectionPolicy = Literal["both", "negatives"]
 FeatureKind = Literal["categorical", "numeric", "multi_hot", "list"]
+Encoding = Literal[FeatureKind, "left_out"]
 ColumnType = Literal["integer", "number", "text", "time"]
 
 FEATURE_NAME = "[A-Za-z][A-Za-z0-9_]*"

@@ -138,7 +138,7 @@ class ItemCatalogue:
             raise bad_input("ids", "at least one item", "an empty catalogue")
         self.item_key = item_key
         schema = Schema(columns or {})
-        schema.check_against(features or {}, where="the features")
+        schema.check_against([*(features or {}), item_key], where="the features")
         self.features: Columns = self._read_features(features or {}, schema)
         self.columns = {item_key: Column("item_id"), **schema.columns}
         self.keys = to_keys(self.ids).numpy()

@@ -1,6 +1,6 @@
 """What the columns of a log and of a catalogue mean: declared once, for every container and file.
 
-Imports neither TensorFlow nor numpy, so that a configuration can be read at once.
+Imports neither TensorFlow nor numpy.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.core.types import ColumnType, FeatureKind
+from tfrs_negatives.core.types import ColumnType, Encoding
 
 Role = Literal[
     "query_id", "item_id", "query", "constant", "event", "history", "item", "title", "time",
@@ -37,7 +37,8 @@ class Column:
             `item` is a feature of the item and `title` its name for display;
             `time` orders the events; `weight` weighs them; `label` is compared with `min_rating`.
         type: "integer", "number", "text" or "time"; None takes the column as it is.
-        encoding: how the tower reads a feature; None is inferred (`tfn.infer_features`).
+        encoding: how the tower reads a feature, "left_out" where it does not; None is inferred
+            (`tfn.infer_features`).
         missing: "error", or "own": a row without a value is a category of its own, a number without
             a value the mean and an indicator.
 
@@ -56,21 +57,21 @@ class Column:
 
     role: Role
     type: ColumnType | None = None
-    encoding: FeatureKind | None = None
+    encoding: Encoding | None = None
     missing: Missing = "error"
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("role", self.role, get_args(Role)),
             ("type", self.type, (*get_args(ColumnType), None)),
-            ("encoding", self.encoding, (*get_args(FeatureKind), None)),
+            ("encoding", self.encoding, (*get_args(Encoding), None)),
             ("missing", self.missing, get_args(Missing)),
         ):
             if value not in known:
                 raise bad_input(name, f"one of {[*known]}", repr(value))
         if self.missing == "own" and self.role not in CAN_MISS:
             raise bad_input("missing", f"'error' for the role {self.role}", "'own'")
-        if self.role == "history" and self.encoding not in (None, "list"):
+        if self.role == "history" and self.encoding not in (None, "list", "left_out"):
             raise bad_input("encoding", "list for a history", repr(self.encoding))
         if self.role in ("query_id", "item_id") and self.type not in (None, "integer", "text"):
             raise bad_input("type", f"integer or text for the role {self.role}", repr(self.type))
@@ -146,11 +147,6 @@ class Schema:
     def may_miss(self) -> frozenset[str]:
         """The columns whose rows may be without a value."""
         return frozenset(n for n, column in self.columns.items() if column.missing == "own")
-
-    @property
-    def encodings(self) -> dict[str, FeatureKind]:
-        """Name -> the declared encodings."""
-        return {n: column.encoding for n, column in self.columns.items() if column.encoding}
 
     def having(self, name: str, column: ColumnSpec) -> Schema:
         """Returns the schema with one column more, or another meaning of one."""

@@ -1,5 +1,9 @@
 """The published methods, each as the composition of parts that it is.
 
+A recipe is a function that returns data: the parts by name, as a configuration lists them, and the
+`order` of the batches where it matters. `@recipe` gives it a name in configurations and makes it,
+in Python, the function of a catalogue that returns the task.
+
 Their loss is the mean over the batch, unless `reduction="sum"` is passed.
 Accidental hits are masked where the positive is not corrected (`correct="negatives"` or None) and
 kept where it is: see the table of limits in `docs/architecture.md`. Pass `masks=` to decide
@@ -8,22 +12,65 @@ otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
+from tfrs_negatives.core.part import enter
 from tfrs_negatives.data.catalogue import ItemCatalogue
-from tfrs_negatives.data.id_lists import History
+from tfrs_negatives.model.composition import expand
+from tfrs_negatives.step.arguments import SIZED, Run
 from tfrs_negatives.step.frequency import StreamingFrequency
-from tfrs_negatives.step.losses import BPR
-from tfrs_negatives.step.masks.keep import AccidentalHits
-from tfrs_negatives.step.masks.known_positives import KnownPositives
-from tfrs_negatives.step.miners import Hardest, WithinPositiveRadius
-from tfrs_negatives.step.records import Sampler
-from tfrs_negatives.step.samplers import CrossBatch, InBatch, Uniform
 from tfrs_negatives.step.task import Retrieval
 
+Preset = dict[str, Any]
 
-def in_batch(items: ItemCatalogue, **options: Any) -> Retrieval:
+SCORE: dict[str, Any] = {"similarity": "cosine", "temperature": 0.1, "reduction": "mean"}
+"""What the recipes say of the score and of the loss, in Python; a run has its own settings."""
+
+
+def recipe(preset: Callable[..., Preset]) -> Callable[..., Retrieval]:
+    """Registers a recipe under the name of its function.
+
+    Args:
+        preset: keyword arguments with defaults -> data: `negatives`, `frequency`, `masks`,
+            `miners`, `loss`, `correct` and `strength` as a configuration writes them, and `order`,
+            "clustered" for batches of similar queries. An argument `history` is whether there is a
+            training log, which the task then takes under this name.
+
+    Returns:
+        (items, *, the arguments of the preset, any keyword of `Retrieval`) -> the task.
+
+    Example:
+        >>> @recipe
+        ... def hardest_of_uniform(*, num_uniform: int = 100) -> Preset:
+        ...     uniform = {"uniform": {"num_negatives": num_uniform}}
+        ...     return {"negatives": [uniform], "miners": [{"hardest": {"k": 5}}]}
+        >>> hardest_of_uniform(ItemCatalogue([1, 2, 3]), temperature=0.2).miners[0].k
+        5
+    """
+    enter("recipe", preset.__name__, preset)
+    known = inspect.signature(preset).parameters
+
+    @functools.wraps(preset)
+    def build(items: ItemCatalogue, **given: Any) -> Retrieval:
+        chosen = {name: given.pop(name) for name in known if name in given}
+        log = chosen.get("history")
+        if "history" in known:
+            chosen["history"] = log is not None
+        own = {name: given[name] for name in ("correct",) if name in given}
+        expansion = expand(preset(**chosen), own)
+        return expansion.build(Run(items, log), **{**SCORE, **given})
+
+    positional, keywords = inspect.signature(build, follow_wrapped=False).parameters.values()
+    own = [positional, *known.values(), keywords.replace(name="options")]
+    build.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+    return build
+
+
+@recipe
+def in_batch() -> Preset:
     """In-batch sampled softmax with the streaming logQ correction.
 
     Args:
@@ -39,12 +86,11 @@ def in_batch(items: ItemCatalogue, **options: Any) -> Retrieval:
 
     Source: Yi et al., RecSys 2019.
     """
-    return _retrieval([InBatch()], items, options)
+    return {"negatives": ["in_batch"]}
 
 
-def uniform_negative_sampling(
-    items: ItemCatalogue, *, num_uniform: int = 1024, **options: Any
-) -> Retrieval:
+@recipe
+def uniform_negative_sampling(*, num_uniform: int = 1024) -> Preset:
     """Sampled softmax against items drawn uniformly from the catalogue, the same for all rows.
 
     Every item is as likely, so there is nothing to correct.
@@ -65,13 +111,12 @@ def uniform_negative_sampling(
     Source: Bengio and Senecal, 2008; Wu et al., TOIS 2024 (SSM). There each row has draws of its
         own; sharing them costs nothing but their number.
     """
-    defaults = {"masks": [AccidentalHits()], "frequency": None, "correct": None}
-    return _retrieval([Uniform(items, num_uniform)], items, {**defaults, **options})
+    uncorrected = {"frequency": None, "correct": None}
+    return {"negatives": [_uniform(num_uniform)], "masks": ["accidental_hits"], **uncorrected}
 
 
-def mixed_negative_sampling(
-    items: ItemCatalogue, *, num_uniform: int = 8192, **options: Any
-) -> Retrieval:
+@recipe
+def mixed_negative_sampling(*, num_uniform: int = 8192) -> Preset:
     """In-batch negatives and items drawn uniformly from the catalogue, corrected as one mixture.
 
     Args:
@@ -89,18 +134,17 @@ def mixed_negative_sampling(
 
     Source: Yang et al., WWW 2020.
     """
-    return _retrieval([InBatch(), Uniform(items, num_uniform)], items, options)
+    return {"negatives": ["in_batch", _uniform(num_uniform)]}
 
 
+@recipe
 def cross_batch_negative_sampling(
-    items: ItemCatalogue,
     *,
     capacity: int = 8192,
     warmup_steps: int = 0,
     max_drift: float | None = None,
     compensate: bool = True,
-    **options: Any,
-) -> Retrieval:
+) -> Preset:
     """In-batch negatives and the items of past batches, as they were encoded then.
 
     Args:
@@ -122,26 +166,24 @@ def cross_batch_negative_sampling(
 
     Source: Wang et al., SIGIR 2021.
     """
-    bank = CrossBatch(
-        capacity,
-        warmup_steps=warmup_steps,
-        max_drift=max_drift,
-        probes=items,
-        compensate=compensate,
-    )
-    return _retrieval([InBatch(), bank], items, options)
+    bank = {
+        "capacity": capacity,
+        "warmup_steps": warmup_steps,
+        "max_drift": max_drift,
+        "compensate": compensate,
+    }
+    return {"negatives": ["in_batch", {"cross_batch": bank}]}
 
 
+@recipe
 def mixed_cross_batch_negative_sampling(
-    items: ItemCatalogue,
     *,
     num_uniform: int = 8192,
     capacity: int = 8192,
     warmup_steps: int = 0,
     max_drift: float | None = None,
     compensate: bool = True,
-    **options: Any,
-) -> Retrieval:
+) -> Preset:
     """The batch, the items of past batches and items drawn uniformly, corrected as one mixture.
 
     Args:
@@ -164,19 +206,17 @@ def mixed_cross_batch_negative_sampling(
 
     Source: the mixtures of Yang et al., WWW 2020, and Wang et al., SIGIR 2021, in one.
     """
-    bank = CrossBatch(
-        capacity,
-        warmup_steps=warmup_steps,
-        max_drift=max_drift,
-        probes=items,
-        compensate=compensate,
-    )
-    return _retrieval([InBatch(), Uniform(items, num_uniform), bank], items, options)
+    bank = {
+        "capacity": capacity,
+        "warmup_steps": warmup_steps,
+        "max_drift": max_drift,
+        "compensate": compensate,
+    }
+    return {"negatives": ["in_batch", _uniform(num_uniform), {"cross_batch": bank}]}
 
 
-def ngame(
-    items: ItemCatalogue, *, history: History, slack: float = 3.0, **options: Any
-) -> Retrieval:
+@recipe
+def ngame(*, slack: float = 3.0, history: bool = True) -> Preset:
     """The hard negatives of batches of similar queries: those within each row's positive radius.
 
     Half of the method is the order of the data: train it on `ClusteredBatches`.
@@ -204,24 +244,30 @@ def ngame(
     Source: Dahiya et al., WSDM 2023, with the radius of the thesis in the place of the ten hardest
         (section 3.5). Neither corrects, which finds far less (`benchmarks/ngame`).
     """
-    return _retrieval([InBatch()], items, {**_hard(items, history, slack), **options})
+    return {"negatives": ["in_batch"], **_hard(slack)}
 
 
+@recipe
 def cross_batch_ngame(
-    items: ItemCatalogue,
     *,
-    history: History,
     slack: float = 3.0,
-    **options: Any,
-) -> Retrieval:
+    capacity: int = 8192,
+    warmup_steps: int = 0,
+    max_drift: float | None = None,
+    compensate: bool = True,
+    history: bool = True,
+) -> Preset:
     """NGAME with the items of past batches that are within each row's positive radius as well.
 
     Args:
         items: the catalogue, which sizes the frequency table and measures the drift.
         history: the training log; what a query has chosen in it is no negative of it.
         slack: how much lower than the positive a candidate may score, see `ngame`.
-        **options: any keyword of `cross_batch_negative_sampling`, such as `capacity`, and so of
-            `Retrieval`.
+        capacity: of the bank, as all that follow; see `cross_batch_negative_sampling`.
+        warmup_steps: steps before it is used.
+        max_drift: the largest relative drift at which it is used.
+        compensate: whether fresh candidates take over the gradient that it cannot have.
+        **options: any keyword of `Retrieval`.
 
     Returns:
         The task, whose logits are corrected on both sides.
@@ -238,17 +284,19 @@ def cross_batch_ngame(
         the history too, ids are stored and log q is read when used, the drift is relative, the
         gradient is compensated and the radius has a slack.
     """
-    return cross_batch_negative_sampling(items, **{**_hard(items, history, slack), **options})
+    bank = {
+        "capacity": capacity,
+        "warmup_steps": warmup_steps,
+        "max_drift": max_drift,
+        "compensate": compensate,
+    }
+    return {"negatives": ["in_batch", {"cross_batch": bank}], **_hard(slack)}
 
 
+@recipe
 def dynamic_negative_sampling(
-    items: ItemCatalogue,
-    *,
-    num_hardest: int = 50,
-    num_uniform: int = 200,
-    history: History | None = None,
-    **options: Any,
-) -> Retrieval:
+    *, num_hardest: int = 50, num_uniform: int = 200, history: bool = True
+) -> Preset:
     """The M hardest of N items drawn uniformly, in pairs with the positive.
 
     The smaller M / N, the more the loss is about the top of the ranking, and the longer training
@@ -274,39 +322,26 @@ def dynamic_negative_sampling(
         for 200 epochs. There each row has N draws of its own, and its M pairs are summed; here they
         are averaged, so the gradient is M times smaller.
     """
-    mask = AccidentalHits() if history is None else KnownPositives(history, items)
-    defaults = {
-        "masks": [mask],
-        "miners": [Hardest(num_hardest)],
-        "loss": BPR(),
+    return {
+        "negatives": [_uniform(num_uniform)],
+        "masks": ["known_positives" if history else "accidental_hits"],
+        "miners": [{"hardest": {"k": num_hardest}}],
+        "loss": "bpr",
         "frequency": None,
         "correct": None,
     }
-    return _retrieval([Uniform(items, num_uniform)], items, {**defaults, **options})
 
 
-def _hard(items: ItemCatalogue, history: History, slack: float) -> dict[str, Any]:
+def _uniform(num: int) -> Preset:
+    return {"uniform": {"num_negatives": num}}
+
+
+def _hard(slack: float) -> Preset:
     return {
-        "masks": [KnownPositives(history, items)],
-        "miners": [WithinPositiveRadius(slack=slack)],
+        "masks": ["known_positives"],
+        "miners": [{"within_positive_radius": {"slack": slack}}],
+        "order": "clustered",
     }
-
-
-def _retrieval(
-    negatives: Sequence[Sampler], items: ItemCatalogue, options: dict[str, Any]
-) -> Retrieval:
-    # With both sides corrected the copies of the positive are part of what estimates its share of
-    # the denominator; elsewhere they would only count against it.
-    masks = [] if options.get("correct", "both") == "both" else [AccidentalHits()]
-    defaults: dict[str, Any] = {
-        "negatives": negatives,
-        "frequency": frequency_table(items),
-        "masks": masks,
-        "similarity": "cosine",
-        "temperature": 0.1,
-        "reduction": "mean",
-    }
-    return Retrieval(**{**defaults, **options})
 
 
 def frequency_table(items: ItemCatalogue, **options: Any) -> StreamingFrequency:
@@ -323,4 +358,4 @@ def frequency_table(items: ItemCatalogue, **options: Any) -> StreamingFrequency:
         >>> frequency_table(ItemCatalogue(list(range(1000)))).num_buckets
         4000
     """
-    return StreamingFrequency(num_buckets=max(1024, 4 * len(items)), num_hashes=4, **options)
+    return StreamingFrequency(SIZED["num_buckets"](Run(items)), num_hashes=4, **options)

@@ -11,35 +11,17 @@ import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.clustering import ClusteredBatches, doubling
-from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.part import find_own
 from tfrs_negatives.data import RetrievalData
-from tfrs_negatives.model import recipes
 from tfrs_negatives.model.optimizers import SparseAdam
 from tfrs_negatives.model.two_tower import TwoTower
-from tfrs_negatives.runs.config import RunConfig
-from tfrs_negatives.step.frequency import ExactFrequency
-from tfrs_negatives.step.masks.keep import AccidentalHits
-from tfrs_negatives.step.masks.known_positives import KnownPositives
-from tfrs_negatives.step.records import Mask
+from tfrs_negatives.runs.config import ModelConfig, RunConfig
+from tfrs_negatives.step.arguments import Run
 from tfrs_negatives.step.score import ItemBias
 from tfrs_negatives.step.task import Retrieval
 from tfrs_negatives.towers.build import build_tower
 from tfrs_negatives.towers.features import FeatureSpec, infer_features
 
-PAST = {"capacity", "warmup_steps", "max_drift", "compensate"}
-RECIPE_KEYS: dict[str, set[str]] = {
-    "in_batch": set(),
-    "uniform_negative_sampling": {"num_uniform"},
-    "mixed_negative_sampling": {"num_uniform"},
-    "cross_batch_negative_sampling": PAST,
-    "mixed_cross_batch_negative_sampling": {"num_uniform", *PAST},
-    "ngame": {"slack"},
-    "cross_batch_ngame": {"slack", *PAST},
-    "dynamic_negative_sampling": {"num_uniform", "num_hardest"},
-}
-CLUSTERED = {"ngame", "cross_batch_ngame"}
-# The recipes that leave out what the query has chosen in training.
-HARD = {*CLUSTERED, "dynamic_negative_sampling"}
 OPTIMIZERS = {"adagrad": tf.keras.optimizers.Adagrad, "sparse_adam": SparseAdam}
 
 
@@ -68,11 +50,9 @@ def learn_features(config: RunConfig, data: RetrievalData) -> Learned:
     seen = {name: column[counts > 0] for name, column in data.items.features.items()}
     share, key = config.model.id_dropout, data.train.query_key
     dropout = {} if key is None else {key: share}
-    queries = infer_features(data.train, config.model.query_features, id_dropout=dropout)
+    queries = infer_features(data.train, id_dropout=dropout)
     dropout = {data.items.item_key: share}
-    items = infer_features(
-        seen, config.model.item_features, declared=data.items.columns, id_dropout=dropout
-    )
+    items = infer_features(seen, declared=data.items.columns, id_dropout=dropout)
     return Learned(queries, items, counts)
 
 
@@ -88,11 +68,10 @@ def build_model(config: RunConfig, data: RetrievalData, learned: Learned | None 
         The model, ready for `fit`.
     """
     queries, items, counts = learned or learn_features(config, data)
-    sizes = config.model.model_dump(include={"embedding_dim", "hidden", "output_dim"})
     with _precision(config.train.precision), _strategy(config.train.strategy).scope():
         model = TwoTower(
-            build_tower(queries, name="query_tower", **sizes),
-            build_tower(items, name="item_tower", **sizes),
+            _tower("query_tower", queries, config.model),
+            _tower("item_tower", items, config.model),
             data.items,
             _build_task(config, data, counts),
             encode_chunk=config.train.encode_chunk,
@@ -115,8 +94,8 @@ def build_batches(
     Returns:
         The batches of the training part.
     """
-    order, options = config.batches.order, config.batches
-    if order == "random" or (order is None and config.negatives.recipe not in CLUSTERED):
+    options = config.batches
+    if config.order == "random":
         return None
     every = options.double_every or _epochs_per_doubling(config, data)
     size = doubling(options.cluster_size, every=every, most=options.max_cluster_size)
@@ -142,16 +121,19 @@ def _epochs_per_doubling(config: RunConfig, data: RetrievalData) -> int:
 
 def _optimizer(config: RunConfig, data: RetrievalData) -> tf.keras.optimizers.Optimizer:
     options, rate = config.train, config.train.learning_rate
-    bare = not config.model.hidden and config.model.output_dim is None
-    on_sphere = bare and config.model.similarity == "cosine" and options.optimizer == "sparse_adam"
-    if options.unit_rows and not on_sphere:
-        rule = "false, but for sparse_adam, a cosine and no layer (hidden=[], output_dim=null)"
-        raise bad_input("train.unit_rows", rule, True)
     if options.schedule == "cosine":
         steps = options.epochs * data.train.steps_per_epoch(options.batch_size)
         rate = tf.keras.optimizers.schedules.CosineDecay(rate, steps)
     kwargs = {"unit_rows": True} if options.unit_rows else {}
     return OPTIMIZERS[options.optimizer](rate, **kwargs)
+
+
+def _tower(side: str, specs: list[FeatureSpec], options: ModelConfig) -> Any:
+    own = getattr(options, side)
+    if own is not None:
+        return find_own(f"model.{side}", own)(specs, options)
+    sizes = options.model_dump(include={"embedding_dim", "hidden", "output_dim"})
+    return build_tower(specs, name=side, **sizes)
 
 
 @contextmanager
@@ -172,39 +154,10 @@ def _strategy(name: str | None) -> tf.distribute.Strategy:
 
 
 def _build_task(config: RunConfig, data: RetrievalData, counts: np.ndarray) -> Retrieval:
-    score = ("similarity", "temperature", "learn_temperature")
-    options: dict[str, Any] = config.model.model_dump(include=set(score))
-    options |= {"correct": config.negatives.correct, "strength": config.negatives.strength}
-    options |= {"seed": config.train.seed, "logits_budget": config.train.logits_budget}
-    masks = _masks(config, data)
-    if masks is not None:
-        options["masks"] = masks
+    score = {"similarity", "temperature", "learn_temperature"}
+    options: dict[str, Any] = config.model.model_dump(include=score)
     if config.model.item_bias:
         options["item_bias"] = ItemBias(data.items.ids, counts)
-    if config.negatives.frequency == "exact":
-        options["frequency"] = ExactFrequency(data.items.ids, counts)
-    elif config.negatives.frequency == "interval":
-        options["frequency"] = recipes.frequency_table(data.items, method="interval")
-    recipe, names = config.negatives.recipe, RECIPE_KEYS[config.negatives.recipe]
-    if _leaves_out_history(config, data):
-        options["history"] = data.train
-    chosen = config.negatives.model_dump(include=names)
-    return getattr(recipes, recipe)(data.items, **chosen, **options)
-
-
-def _leaves_out_history(config: RunConfig, data: RetrievalData) -> bool:
-    recipe = config.negatives.recipe
-    return recipe in CLUSTERED or (recipe in HARD and data.train.query_key is not None)
-
-
-def _masks(config: RunConfig, data: RetrievalData) -> list[Mask] | None:
-    """Returns the masks that the configuration names; None leaves them to the recipe."""
-    hits, known = config.negatives.remove_accidental_hits, config.negatives.known_positives
-    if known and data.train.query_key is None:
-        raise bad_input("negatives.known_positives", "a log with a query_key", True)
-    # Said of copies only, it must not switch off what these recipes are about.
-    known |= hits is not None and _leaves_out_history(config, data)
-    if hits is None and not known:
-        return None
-    own: list[Mask] = [AccidentalHits()] if hits else []
-    return [*own, *([KnownPositives(data.train, data.items)] if known else [])]
+    options |= {"seed": config.train.seed, "logits_budget": config.train.logits_budget}
+    run = Run(data.items, data.train, counts)
+    return config.task.expansion.build(run, reduction="mean", **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import fields
@@ -10,13 +9,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from tfrs_negatives.core.errors import InputError, bad_input
-from tfrs_negatives.core.types import CorrectionPolicy, FeatureKind, Similarity
+from tfrs_negatives.core.errors import InputError, bad_input, known_key
+from tfrs_negatives.core.types import Similarity
 from tfrs_negatives.data.schema import Column, Schema
-
-FeatureKinds = dict[str, FeatureKind | None]
+from tfrs_negatives.data.sources.load import TABLES
+from tfrs_negatives.model import recipes  # noqa: F401  (registered)
+from tfrs_negatives.model.composition import Composition
 
 
 class _Loader(yaml.SafeLoader):
@@ -58,7 +71,7 @@ def _as_column(spec: Any) -> Any:
     known = [part.name for part in fields(Column)]
     for name in spec:
         if name not in known:
-            raise bad_input(str(name), _nearest_of(name, known), spec[name])
+            raise bad_input(str(name), known_key(str(name), known), spec[name])
     if "role" not in spec:
         raise bad_input("role", "a role, such as query", "none")
     return Column(**spec)
@@ -97,7 +110,7 @@ class DataConfig(Section):
     columns: dict[str, ColumnConfig] | None = Field(
         None,
         description="name: role, name: {role, type, encoding, missing}, or name: null to leave it "
-        "out, for parquet and csv sources; null: user_id and item_id",
+        "out; null: user_id and item_id of parquet and csv sources, what others say themselves",
     )
     items: ItemTableConfig | None = Field(
         None, description="the catalogue of parquet and csv sources; null: the items of the log"
@@ -105,10 +118,14 @@ class DataConfig(Section):
 
     @field_validator("columns", mode="before")
     @classmethod
-    def _without_null(cls, columns: Any) -> Any:
+    def _without_null(cls, columns: Any, info: ValidationInfo) -> Any:
         # So that an override can leave out a column of a file: `data.columns.age=null`.
         if not isinstance(columns, dict):
             return columns
+        left_out = [name for name, spec in columns.items() if spec is None]
+        if left_out and not str(info.data.get("source")).startswith(TABLES):
+            rule = "a role with `encoding: left_out`, as the source has its own columns"
+            raise bad_input(f"data.columns.{left_out[0]}", rule, None)
         return {name: spec for name, spec in columns.items() if spec is not None}
 
     @field_validator("columns")
@@ -128,58 +145,23 @@ class ModelConfig(Section):
     id_dropout: float = Field(
         0.0, ge=0, lt=1, description="share of user and item ids read as unknown in training"
     )
-    query_features: FeatureKinds = Field({}, description="name: kind, where the guess is wrong")
-    item_features: FeatureKinds = {}
+    query_tower: str | None = Field(
+        None,
+        description="package.module:function of one's own, which is given the feature specs and "
+        "this section, and returns the tower; null: the layers above",
+    )
+    item_tower: str | None = Field(None, description="the same for items")
     similarity: Similarity = "cosine"
     temperature: float = Field(0.1, gt=0)
     learn_temperature: bool = False
     item_bias: bool = False
 
 
-class NegativesConfig(Section):
-    """Which negatives, and their correction."""
-
-    recipe: Literal[
-        "in_batch",
-        "uniform_negative_sampling",
-        "mixed_negative_sampling",
-        "cross_batch_negative_sampling",
-        "mixed_cross_batch_negative_sampling",
-        "ngame",
-        "cross_batch_ngame",
-        "dynamic_negative_sampling",
-    ] = "mixed_negative_sampling"
-    num_uniform: int = Field(2048, ge=1, description="columns drawn from the catalogue")
-    num_hardest: int = Field(
-        50, ge=1, description="columns that dynamic_negative_sampling keeps of them"
-    )
-    capacity: int = Field(8192, ge=1, description="items of past batches, at least a batch")
-    warmup_steps: int = Field(0, ge=0, description="steps before past items are used")
-    max_drift: float | None = Field(
-        None, gt=0, description="relative drift above which past items are not used; null: any"
-    )
-    compensate: bool = Field(
-        True, description="fresh columns take over the gradient of past items; false: as published"
-    )
-    slack: float = Field(
-        3.0, ge=0, description="nats below the positive where ngame still sees a hard negative"
-    )
-    known_positives: bool = Field(
-        False, description="leave out what the query has chosen in training, whatever its source"
-    )
-    correct: CorrectionPolicy | None = "both"
-    strength: float = Field(1.0, ge=0, le=1)
-    remove_accidental_hits: bool | None = Field(
-        None, description="null: only where the positive is not corrected"
-    )
-    frequency: Literal["decayed_count", "interval", "exact"] = "decayed_count"
-
-
 class BatchesConfig(Section):
     """Which events meet in a batch."""
 
     order: Literal["random", "clustered"] | None = Field(
-        None, description="clustered: similar queries together; null: for the two ngame recipes"
+        None, description="clustered: similar queries together; null: as the recipe says"
     )
     cluster_size: int = Field(1, ge=1, description="queries in a cluster at first; 1: random")
     double_every: int | None = Field(
@@ -250,7 +232,11 @@ class RunConfig(Section):
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
-    negatives: NegativesConfig = NegativesConfig()
+    task: Annotated[
+        InstanceOf[Composition],
+        BeforeValidator(Composition.read),
+        PlainSerializer(lambda task: task.write()),
+    ] = Field(default_factory=lambda: Composition.read({}))
     batches: BatchesConfig = BatchesConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -266,12 +252,44 @@ class RunConfig(Section):
             data.items.path = str(Path(data.items.path).absolute())
         return self.model_copy(update={"data": data})
 
+    @property
+    def order(self) -> str:
+        """Which events meet in a batch, as configured or else as the recipe says."""
+        return self.batches.order or self.task.expansion.order
+
+    @model_validator(mode="after")
+    def _reads_all(self) -> RunConfig:
+        """Refuses keys that nothing would read."""
+        idle = sorted(self.batches.model_fields_set - {"order"})
+        if self.order == "random" and idle:
+            rule = "no such key where the order is random: `batches.order=clustered` reads it"
+            raise bad_input(f"batches.{idle[0]}", rule, repr(getattr(self.batches, idle[0])))
+        model, train = self.model, self.train
+        bare = not model.hidden and model.output_dim is None and model.similarity == "cosine"
+        if train.unit_rows and not (bare and train.optimizer == "sparse_adam"):
+            rule = "false, but for sparse_adam, a cosine and no layer (hidden=[], output_dim=null)"
+            raise bad_input("train.unit_rows", rule, True)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _resolved(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Writes what is read, every key with its value."""
+        tree: dict[str, Any] = handler(self)
+        read = tree["batches"] if self.order == "clustered" else {}
+        return {**tree, "batches": {**read, "order": self.order}}
+
     def with_overrides(self, overrides: Sequence[str]) -> RunConfig:
         """Returns the configuration with `section.key=value` applied; raises as `load_config`."""
-        return _resolve(self.model_dump(), overrides)
+        asked = {
+            name: section.model_dump(exclude_unset=True)
+            if isinstance(section, Section)
+            else section
+            for name, section in self
+        }
+        return _resolve(asked, overrides)
 
     def to_yaml(self) -> str:
-        """Returns the resolved configuration, every key with its value."""
+        """Returns the resolved configuration: the recipe as its parts, each key with its value."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
 
 
@@ -302,12 +320,18 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 
 def _resolve(tree: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
-    for override in overrides:
+    # What names a part first: then an argument is that of the part which is there in the end.
+    for override in sorted(overrides, key=_depth):
         _apply(tree, override)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise _explain(error) from None
+
+
+def _depth(override: str) -> int:
+    key = override.partition("=")[0]
+    return key.count(".") if key.startswith("task.") else 0
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -327,29 +351,41 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise bad_input("override", "section.key=value", repr(override))
-    *sections, name = key.split(".")
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError:
+        raise bad_input("override", "a value in YAML", repr(override)) from None
+    # An error names a part as `task.negatives[1]`.
+    *sections, name = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
+    if sections[:1] == ["task"]:
+        task = tree.get("task") or {}
+        if sections[1:]:
+            path = [*sections[1:], name]
+            tree["task"] = Composition.read(task).with_argument(path, value, key=key)
+            return
+        tree["task"] = task.asked if isinstance(task, Composition) else task
     for section in sections:
         if tree.get(section) is None:
             tree[section] = {}
         tree = tree[section]
         if not isinstance(tree, dict):
             raise bad_input("override", f"a section at {section!r}", repr(override))
-    try:
-        tree[name] = parse_yaml(text)
-    except yaml.YAMLError:
-        raise bad_input("override", "a value in YAML", repr(override)) from None
+    tree[name] = value
 
 
 def _explain(error: ValidationError) -> Exception:
     """Turns the first finding of pydantic into one sentence."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        return bad_input(".".join(path), _nearest(path), first["input"])
+        return bad_input(key, _nearest(path), first["input"])
     if first["type"] == "value_error":
-        return InputError(f"`{'.'.join(path)}`, {first['ctx']['error']}")
+        text = str(first["ctx"]["error"])
+        # One that looks at several keys names the whole key itself.
+        return InputError(text if not key or text.startswith(f"`{key}") else f"`{key}`, {text}")
     message = first["msg"].removeprefix("Input should be ")
-    return bad_input(".".join(path), message, repr(first["input"]))
+    return bad_input(key, message, repr(first["input"]))
 
 
 def _nearest(path: list[str]) -> str:
@@ -357,11 +393,4 @@ def _nearest(path: list[str]) -> str:
     for part in path[:-1]:
         annotation = model.model_fields[part].annotation
         model = next((a for a in get_args(annotation) if a is not type(None)), annotation)
-    return _nearest_of(path[-1], list(model.model_fields), prefix=path[:-1])
-
-
-def _nearest_of(name: str, known: list[str], *, prefix: Sequence[str] = ()) -> str:
-    names = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    if names:
-        return f"a known key, perhaps `{'.'.join([*prefix, names[0]])}`"
-    return f"one of {sorted(known)}"
+    return known_key(path[-1], model.model_fields, ".".join(path[:-1]))

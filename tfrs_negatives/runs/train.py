@@ -209,12 +209,14 @@ def load_run(folder: Path) -> tuple[RunConfig, TwoTower]:
     for name in (files.CONFIG, files.MODEL, files.METRICS):
         if not (folder / name).is_file():
             raise bad_input("run", f"a run folder with {name}", folder)
+    # First: it imports the parts of one's own.
+    config = load_config(folder / files.CONFIG)
     try:
         model = tf.keras.models.load_model(folder / files.MODEL)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise bad_input("run", f"a readable {files.MODEL}", f"{folder}: {reason}") from error
-    return load_config(folder / files.CONFIG), model
+    return config, model
 
 
 def index_run(folder: Path, *, overwrite: bool = False) -> dict[str, Any]:

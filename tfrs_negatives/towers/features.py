@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -80,7 +80,6 @@ class Described(Protocol):
 
 def infer_features(
     columns: Columns | Described,
-    overrides: Mapping[str, FeatureKind | None] | None = None,
     *,
     declared: Mapping[str, ColumnSpec] | None = None,
     id_dropout: Mapping[str, float] | None = None,
@@ -94,16 +93,16 @@ def infer_features(
 
     Args:
         columns: a log, a catalogue, or name -> [E] or [E, W].
-        overrides: name -> kind, where the guess is wrong; None leaves the column out.
-        declared: name -> what is declared of a column; None is what a log or a catalogue says.
+        declared: name -> what is declared of a column, such as its `encoding` where the guess is
+            wrong ("left_out" leaves it out), beside what a log or a catalogue says.
         id_dropout: name -> share, see `FeatureSpec`; for ids that also occur unseen.
 
     Returns:
         A spec per column, in the order of the columns.
 
     Raises:
-        InputError: for an override of a column that does not exist or that cannot be of that kind,
-            and for a list column that holds nothing.
+        InputError: for a declared column that does not exist or that cannot be of that kind, and
+            for a list column that holds nothing.
 
     Example:
         >>> columns = {"city": np.array(["b", "a", "b"]), "age": np.array([1.0, 2.0, 3.0])}
@@ -115,22 +114,16 @@ def infer_features(
         declared = {**columns.columns, **(declared or {})}
         columns = columns.features
     schema = Schema(declared or {})
-    declared, can_miss, overrides = schema.columns, schema.may_miss, overrides or {}
+    schema.check_against(columns, where="the features")
+    declared, can_miss = schema.columns, schema.may_miss
     columns = {n: as_feature(column, n, may_miss=n in can_miss) for n, column in columns.items()}
     for name in set(id_dropout or {}) - set(columns):
         raise bad_input("id_dropout", f"columns among {sorted(columns)}", repr(name))
-    for name, kind in overrides.items():
-        if name not in columns:
-            raise bad_input("features", f"columns among {sorted(columns)}", repr(name))
-        if kind not in (*get_args(FeatureKind), None):
-            raise bad_input(
-                f"features.{name}", f"one of {list(get_args(FeatureKind))} or null", repr(kind)
-            )
     _check_names(list(columns))
     return [
         _spec(name, column, kind, declared.get(name), (id_dropout or {}).get(name, 0.0))
         for name, column in columns.items()
-        if (kind := _kind(name, column, overrides, declared)) is not None
+        if (kind := _kind(name, column, declared.get(name))) is not None
     ]
 
 
@@ -144,17 +137,10 @@ def _check_names(names: list[str]) -> None:
                 raise bad_input("features", rule, names)
 
 
-def _kind(
-    name: str,
-    column: np.ndarray,
-    overrides: Mapping[str, FeatureKind | None],
-    declared: Mapping[str, Column],
-) -> FeatureKind | None:
-    if name in overrides:
-        return overrides[name]
-    said = declared.get(name)
+def _kind(name: str, column: np.ndarray, said: Column | None) -> FeatureKind | None:
+    """Returns how the tower reads a column; None where it does not."""
     if said is not None and said.encoding is not None:
-        return said.encoding
+        return None if said.encoding == "left_out" else said.encoding
     kind = _guess_kind(column, said)
     if kind == "categorical" and column.dtype.kind in "iu" and not _is_id(said):
         distinct = len(np.unique(column))

@@ -21,12 +21,12 @@ from optuna.distributions import (
 from tfrs_negatives.core.errors import InputError, bad_input
 from tfrs_negatives.runs.config import RunConfig, parse_yaml
 
-RULE = re.compile(r"\s*(\w+(?:\.\w+)+)\s*=\s*(log|uniform|int|one_of)\s*\((.*)\)\s*", re.DOTALL)
+RULE = re.compile(r"\s*(\w+(?:\.[\w:]+)+)\s*=\s*(log|uniform|int|one_of)\s*\((.*)\)\s*", re.DOTALL)
 NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 BOUNDS = re.compile(rf"{NUMBER},{NUMBER}(,\s*log\s*)?")
 EXAMPLE = (
     "a rule such as train.learning_rate=log(1e-3, 1e-1), model.temperature=uniform(0.05, 0.3), "
-    "negatives.num_uniform=int(256, 4096, log) or negatives.recipe=one_of(in_batch, ngame)"
+    "task.recipe.num_uniform=int(256, 4096, log) or task.recipe=one_of(in_batch, ngame)"
 )
 FIXED = ("data", "evaluation", "index")
 

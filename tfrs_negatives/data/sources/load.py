@@ -12,12 +12,13 @@ from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.interactions import Interactions
 from tfrs_negatives.data.retrieval_data import RetrievalData, SourceLog
-from tfrs_negatives.data.schema import ColumnSpec
+from tfrs_negatives.data.schema import ColumnSpec, Schema
 from tfrs_negatives.data.sources.movielens import read_grouplens, read_prepared
 from tfrs_negatives.data.sources.synthetic import synthetic
 from tfrs_negatives.data.sources.tables import DEFAULT_COLUMNS, ItemTable, read_tables
 from tfrs_negatives.data.splits import AS_GIVEN, SPLITS, Parts, validation
 
+TABLES = ("parquet:", "csv:")
 SOURCES = (
     "synthetic",
     "movielens/100k",
@@ -61,8 +62,9 @@ def load(
         seed: of the split, and of the synthetic generator.
         data_dir: folder of tensorflow-datasets; None is its own default. What is not prepared
             there is downloaded.
-        columns: name -> role or `Column` of a Parquet or CSV source, and only of those; None is
-            `user_id` and `item_id`.
+        columns: name -> role or `Column`. Of a Parquet or CSV source these are the columns that are
+            read, `user_id` and `item_id` for None; another source knows its own, and what is named
+            here takes the place of what it says (`Column("query", encoding="left_out")`).
         items: the catalogue of a Parquet or CSV source; None is the items of its log.
 
     Returns:
@@ -78,6 +80,8 @@ def load(
         (180000, 20000, True)
     """
     found = _read(source, seed, data_dir, columns=columns, items=items)
+    if columns and not source.startswith(TABLES):
+        found = _declare(found, Schema(columns))
     found = _keep_positives(found, min_rating)
     found.log.item_rows(found.items)
     if split is None:
@@ -121,9 +125,8 @@ def _read(
         raise bad_input("source", "an existing file or folder", path)
     if kind in ("parquet", "csv"):
         return read_tables(Path(path), kind, columns or DEFAULT_COLUMNS, items=items)
-    for name, given in (("columns", columns), ("items", items)):
-        if given is not None:
-            raise bad_input(name, "None: only parquet and csv sources have them", f"{source}")
+    if items is not None:
+        raise bad_input("items", "None: only parquet and csv sources have them", f"{source}")
     if kind == "synthetic":
         return _read_synthetic(seed)
     if kind == "ml-100k":
@@ -131,6 +134,25 @@ def _read(
     if kind == "lightgcn":
         return _read_lightgcn(Path(path))
     return read_prepared(kind.removeprefix("movielens/"), data_dir)
+
+
+def _declare(found: SourceLog, schema: Schema) -> SourceLog:
+    """Says of the columns of a source that knows its own what is declared of them."""
+    log, items = found.log, found.items
+    for role, known in {"query_id": log.query_key, "item_id": items.item_key}.items():
+        for name in schema.names(role):
+            if name != known:
+                raise bad_input(f"columns.{name}", f"{known!r} as the {role} of this source", name)
+    for name in schema.names("title", "time", "weight", "label"):
+        raise bad_input(f"columns.{name}", "a feature or an id of this source", name)
+    of_items = {name: schema.columns[name] for name in schema.names("item_id", "item")}
+    of_log = {name: schema.columns[name] for name in schema.features}
+    others = {name: column for name, column in items.features.items() if name != items.item_key}
+    catalogue = ItemCatalogue(
+        items.ids, others, item_key=items.item_key, columns={**items.columns, **of_items}
+    )
+    log = replace(log, columns={**log.columns, **of_log})
+    return replace(found, log=log, items=catalogue)
 
 
 def _short_name(source: str) -> str:

@@ -70,7 +70,7 @@ def read_tables(
         raise bad_input("items", "an existing file or folder", items.path)
     schema, item_schema = _with_one_kind_of_ids(path, kind, schema, items)
     log = Interactions(**log_arguments(read_table(path, kind, schema), schema))
-    catalogue, titles = _read_items(kind, items.path, item_schema, item_key=schema.item_key)
+    catalogue, titles = _read_items(kind, items.path, item_schema, schema)
     check_same_kind(
         schema.item_key, id_kind(log.item_ids), id_kind(catalogue.ids), other_name="the catalogue"
     )
@@ -102,7 +102,7 @@ def _kind_of_ids(path: Path, schema: Schema) -> str:
 
 
 def _read_items(
-    kind: str, path: str, schema: Schema, *, item_key: str
+    kind: str, path: str, schema: Schema, log_schema: Schema
 ) -> tuple[ItemCatalogue, np.ndarray | None]:
     found = read_table(Path(path), kind, schema, others=not schema.names("item"))
     for name in found:
@@ -110,7 +110,13 @@ def _read_items(
             schema = schema.having(name, Column("item"))
     arguments, title = item_arguments(found, schema), schema.only("title")
     titles = None if title is None else _texts(found[title], title)
-    return ItemCatalogue(**arguments, item_key=item_key), titles
+    return _catalogue(arguments, log_schema), titles
+
+
+def _catalogue(arguments: Mapping[str, Any], log_schema: Schema) -> ItemCatalogue:
+    key = log_schema.item_key
+    columns = {**arguments["columns"], key: log_schema.columns[key]}
+    return ItemCatalogue(**{**arguments, "columns": columns}, item_key=key)
 
 
 def _texts(column: Any, name: str) -> np.ndarray:
@@ -127,6 +133,6 @@ def _items_of_log(
     ids, item_of_event = np.unique(log.item_ids, return_inverse=True)
     latest = event_of_each(item_of_event, log.timestamps, moment="last")
     features = {name: column[latest] for name, column in arguments["features"].items()}
-    items = ItemCatalogue(ids, features, item_key=schema.item_key, columns=arguments["columns"])
+    items = _catalogue({**arguments, "ids": ids, "features": features}, schema)
     titles = None if title is None else _texts(found[title], title)[latest]
     return items, titles
