@@ -104,7 +104,7 @@ class FakeIndex(Retriever):
 
     def search(self, vectors, k, *, exclude=None, allow=None, allow_groups=None):
         self.started.set()
-        assert self.gate.wait(20)
+        assert self.gate.wait(60)
         self.sizes.append(len(vectors))
         if self.poison is not None and np.isin(self.users[self.poison], vectors).all():
             raise RuntimeError("a search that cannot be")

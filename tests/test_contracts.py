@@ -181,6 +181,34 @@ PARTS = {
 }
 every_part = pytest.mark.parametrize("part", PARTS)
 
+# XLA takes seconds to compile each. These have every family of parts, and of each family the parts
+# whose operations are their own: draws, a bank with probes, a ragged list, a hash table of counts,
+# both forms of the mask, sorts of a miner, the losses.
+COMPILED = (
+    "Popularity",
+    "CrossBatch",
+    "EasyHardMixture",
+    "StreamingFrequency gaps",
+    "Affinity",
+    "ItemBias",
+    "AccidentalHits several",
+    "KnownPositives of many cells",
+    "WithinPositiveRadius",
+    "RandomOfTop",
+    "SemiHard",
+    "DecoupledSoftmax corrected",
+    "TripletHinge focus",
+    "PointwiseBCE",
+)
+
+
+def compiled_parts():
+    """(part, whether by XLA): all in a graph, those of `COMPILED` by XLA, the others if asked."""
+    for part in PARTS:
+        yield pytest.param(part, False, id=f"graph-{part}")
+        marks = () if part in COMPILED else pytest.mark.slow
+        yield pytest.param(part, True, id=f"xla-{part}", marks=marks)
+
 
 class NobodyCounts(Mask):
     """A mask that leaves no column to any row."""
@@ -406,8 +434,7 @@ def test_one_row(part):
 # ------------------------------------------------------------------ eager, graph, XLA
 
 
-@every_part
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize(("part", "jit_compile"), compiled_parts())
 def test_eager_equals_compiled(part, jit_compile):
     eager, compiled = build(part), build(part)
     step = tf.function(
