@@ -25,7 +25,7 @@ def pytest_collection_finish():
     # What is imported stays: the collector need not look through it again and again.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture(scope="session")
