@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-all lint install clean
 
 install: $(VENV)/.installed
 
@@ -17,8 +17,14 @@ $(VENV)/.installed: setup.cfg setup.py pyproject.toml
 demo: install
 	$(BIN)/tfrs-negatives demo --overwrite
 
+PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: install
-	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m 'not slow'
+
+# And what takes long: other processes, kills, four replicas, the browser, whole notebooks.
+test-all: test
+	$(PYTEST) -m slow
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 """Shared set-up: quiet TensorFlow, legacy Keras, four logical processors, the command line."""
 
+import gc
 import os
 import sys
 
@@ -18,6 +19,13 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )
+
+
+def pytest_collection_finish():
+    # What is imported stays: the collector need not look through it again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture(scope="session")

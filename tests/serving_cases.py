@@ -93,7 +93,7 @@ class FakeIndex(Retriever):
     def answer(self, vectors, asked):
         k, allow_groups = asked.k, asked.allow_groups
         self.started.set()
-        assert self.gate.wait(20)
+        assert self.gate.wait(60)
         self.sizes.append(len(vectors))
         if self.poison is not None and np.isin(self.users[self.poison], vectors).all():
             raise RuntimeError("a search that cannot be")

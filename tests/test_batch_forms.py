@@ -94,9 +94,15 @@ FORMS = {
 }
 
 
+@pytest.fixture(scope="module")
+def standing():
+    """One model for all forms: it does not move, and traces a step for each signature only."""
+    return still()
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_weights_count_wherever_they_are_given(form):
-    model = still()
+def test_weights_count_wherever_they_are_given(standing, form):
+    model = standing
     arguments = FORMS[form](WEIGHTS)
     logged = model.fit(**arguments, verbose=0).history["loss"][0]
     used = WEIGHTS.astype(np.int64) if form == "integers" else WEIGHTS
@@ -105,8 +111,8 @@ def test_weights_count_wherever_they_are_given(form):
 
 
 @pytest.mark.parametrize("form", ["argument", "dataset of tuples"])
-def test_weights_count_in_evaluate_and_in_validation(form):
-    model, arguments = still(), FORMS[form](WEIGHTS)
+def test_weights_count_in_evaluate_and_in_validation(standing, form):
+    model, arguments = standing, FORMS[form](WEIGHTS)
     wanted = pytest.approx(weighted_loss(model, WEIGHTS), rel=1e-5)
     own = {name: value for name, value in arguments.items() if name != "shuffle"}
     assert model.evaluate(**own, verbose=0, return_dict=True)["loss"] == wanted
@@ -115,8 +121,8 @@ def test_weights_count_in_evaluate_and_in_validation(form):
     assert history["val_loss"][0] == wanted
 
 
-def test_arrays_tuples_of_one_and_single_batches_are_forms_of_a_batch():
-    model = still()
+def test_arrays_tuples_of_one_and_single_batches_are_forms_of_a_batch(standing):
+    model = standing
     ones = np.ones(ROWS)
     wanted = pytest.approx(weighted_loss(model, ones), rel=1e-5)
     for form in ({"x": COLUMNS, "batch_size": 8, "shuffle": False}, {"x": batches().map(tuple_of)}):
@@ -235,10 +241,21 @@ def test_what_the_data_tell_is_refused_before_any_step_is_traced():
 BAD_WEIGHTS = {"nan": np.nan, "inf": np.inf, "-0.5": -0.5}
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["eager", "graph"])
+def learning(request):
+    """A model, one with the same start, and that start: a step is traced once for all weights."""
+    pair = [make_model(run_eagerly=request.param) for _ in range(2)]
+    for model in pair:
+        model.optimizer.build(model.trainable_variables)
+    return *pair, [v.numpy() for v in pair[0].variables + pair[0].optimizer.variables]
+
+
 @pytest.mark.parametrize("bad", BAD_WEIGHTS)
-@pytest.mark.parametrize("eager", [True, False])
-def test_a_weight_that_would_ruin_the_towers_stops_the_step(bad, eager):
-    model = make_model(run_eagerly=eager)
+def test_a_weight_that_would_ruin_the_towers_stops_the_step(bad, learning):
+    model, again, start = learning
+    for each in (model, again):
+        for variable, value in zip(each.variables + each.optimizer.variables, start, strict=True):
+            variable.assign(value)
     weights = np.ones(ROWS, np.float32)
     weights[11] = BAD_WEIGHTS[bad]
     expected = f"`sample_weight`: expected finite numbers, none below 0. Received: {bad}"
@@ -246,7 +263,6 @@ def test_a_weight_that_would_ruin_the_towers_stops_the_step(bad, eager):
         model.fit(batches(weights=weights), verbose=0)
     assert str(error.value) == expected
     # The first batch was in order and has been learned from, the second has changed nothing.
-    again = make_model(run_eagerly=eager)
     again.fit(batches(weights=weights).take(1), verbose=0)
     for received, wanted in zip(*(towers_of(m) for m in (model, again)), strict=True):
         np.testing.assert_array_equal(received, wanted)
@@ -266,11 +282,11 @@ def test_weights_of_another_number_of_rows_stop_the_step():
         "sample_weight": tf.TensorSpec(None, tf.float32),
     }
     data = tf.data.Dataset.from_generator(generate, output_signature=spec)
+    model = still()
     with pytest.raises(InputError, match=r"one number per row. Received: 1$"):
-        still().fit(data, verbose=0)
+        model.fit(data, verbose=0)
     # Without them, data of unknown rank are as any others.
     plain = data.map(lambda batch: {name: batch[name] for name in COLUMNS})
-    model = still()
     wanted = pytest.approx(weighted_loss(model, np.ones(ROWS), size=ROWS), rel=1e-5)
     assert model.fit(plain, verbose=0).history["loss"][0] == wanted
 
@@ -330,21 +346,23 @@ def warnings(caplog):
     return [line for line in reports(caplog) if SILENT in line]
 
 
+WITHOUT_ANY = {
+    "one row": (Retrieval, batches(1).take(4)),
+    "one row and a miner": (lambda: Retrieval(miners=[Hardest(1)]), batches(1).take(4)),
+    "one item and a mask": (
+        lambda: in_batch(ITEMS, masks=[AccidentalHits()]),
+        batches(4).map(only_item_1),
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    ("task", "data"),
-    [
-        (Retrieval, batches(1).take(4)),
-        (lambda: Retrieval(miners=[Hardest(1)]), batches(1).take(4)),
-        (
-            lambda: in_batch(ITEMS, masks=[AccidentalHits()]),
-            batches(4).map(only_item_1),
-        ),
-    ],
-    ids=["one row", "one row and a miner", "one item and a mask"],
+    ("case", "steps"), [*((case, 1) for case in WITHOUT_ANY), ("one item and a mask", 2)]
 )
-@pytest.mark.parametrize("steps", [1, 2])
-def test_a_first_step_without_any_negative_is_said_once(caplog, task, data, steps):
-    model = make_model(task(), steps_per_execution=steps)
+def test_a_first_step_without_any_negative_is_said_once(caplog, case, steps):
+    task, data = WITHOUT_ANY[case]
+    # Of the graphs, the one of several steps.
+    model = make_model(task(), steps_per_execution=steps, run_eagerly=steps == 1)
     history = model.fit(data, epochs=2, verbose=0).history
     assert history["loss"] == [0.0, 0.0]
     assert len(warnings(caplog)) == 1

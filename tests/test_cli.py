@@ -92,13 +92,19 @@ def test_index_then_recommend(call, run_folder):
     assert "`k`" in err
 
 
-def test_the_same_seed_gives_the_same_metrics(call, run_folder, log_file, tmp_path):
-    source = f"data.source=csv:{log_file}"
-    code, out, _ = call("train", "--out", tmp_path / "again", "--json", source, *SMALL)
-    assert code == 0
+def test_the_same_seed_gives_the_same_metrics_in_any_directory(
+    call, run_folder, log_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(log_file.parent)
+    source = f"data.source=csv:{log_file.name}"
+    code, out, err = call("train", "--out", tmp_path / "run", "--json", source, *SMALL)
+    assert code == 0, err
     before = json.loads((run_folder / "metrics.json").read_text())
     assert json.loads(out)["test"] == before["test"]
     assert json.loads(out)["loss"] == before["loss"]
+    # The run knows its log from elsewhere too.
+    monkeypatch.chdir(tmp_path)
+    assert call("evaluate", "run", "--json")[0] == 0
 
 
 def test_dry_run_prints_every_key_and_writes_nothing(call, tmp_path):
@@ -166,17 +172,16 @@ def test_a_folder_that_cannot_be_written_is_named(call, log_file, tmp_path):
     assert "`run`" in err
 
 
-def test_a_run_without_query_key_or_with_a_feature_left_out(call, log_file, tmp_path):
+@pytest.mark.parametrize("role", [pytest.param("query_id", marks=pytest.mark.slow), "query"])
+def test_a_run_without_query_key_or_with_a_feature_left_out(call, log_file, tmp_path, role):
     source = f"data.source=csv:{log_file}"
     options = [*SMALL, "train.epochs=1", "data.columns.age=null"]
-    for name, role in {"keyed": "query_id", "free": "query"}.items():
-        keyed = [f"data.columns.user={role}"]
-        code, _, err = call("train", "--out", tmp_path / name, source, *options, *keyed)
-        assert code == 0, err
-        assert call("index", tmp_path / name, "--json")[0] == 0
-    assert call("recommend", tmp_path / "keyed", "u3", "--json")[0] == 0
-    code, _, err = call("recommend", tmp_path / "free", "u3")
-    assert (code, "query_key" in err) == (2, True)
+    options.append(f"data.columns.user={role}")
+    code, _, err = call("train", "--out", tmp_path / "run", source, *options)
+    assert code == 0, err
+    assert call("index", tmp_path / "run", "--json")[0] == 0
+    code, _, err = call("recommend", tmp_path / "run", "u3", "--json")
+    assert (code, "query_key" in err) == ((0, False) if role == "query_id" else (2, True))
 
 
 @pytest.mark.parametrize(
@@ -190,15 +195,6 @@ def test_a_damaged_run_is_one_sentence(call, run_folder, tmp_path, name, command
     code, _, err = call(command, damaged)
     assert code == 2, err
     assert err.splitlines()[-1].startswith("error: `run`")
-
-
-def test_a_run_is_evaluated_from_any_directory(call, log_file, tmp_path, monkeypatch):
-    monkeypatch.chdir(log_file.parent)
-    out = tmp_path / "run"
-    code, _, err = call("train", "--out", out, f"data.source=csv:{log_file.name}", *SMALL)
-    assert code == 0, err
-    monkeypatch.chdir(tmp_path)
-    assert call("evaluate", "run", "--json")[0] == 0
 
 
 def test_overwrite_replaces_runs_and_nothing_else(call, log_file, tmp_path):
@@ -253,6 +249,7 @@ def test_a_bad_file_is_one_sentence_exit_code_2_and_nothing_written(call, log_fi
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_mirrored_run_is_that_of_one_device(log_file, tmp_path):
     options = ["task.recipe=mixed_cross_batch_negative_sampling", "task.recipe.capacity=100"]
     command = [sys.executable, Path(__file__).with_name("mirrored_runs.py"), tmp_path]

@@ -148,6 +148,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_end_of_an_epoch_is_saved(call, source, complete, tmp_path, caplog):
     caplog.set_level("INFO", "tfrs_negatives")
     run = tmp_path / "runs" / "first"
@@ -303,6 +304,7 @@ def test_nothing_to_resume(call, tmp_path, complete):
     assert os.listdir(tmp_path / "taken") == ["precious.txt"]
 
 
+@pytest.mark.slow
 def test_batches_of_similar_queries_go_on_too(call, source, tmp_path, monkeypatch):
     options = [
         *(option for option in OPTIONS if "num_uniform" not in option),

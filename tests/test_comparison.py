@@ -229,6 +229,7 @@ def trained(monkeypatch):
     return labels, begun, fail
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on(call, configs, complete, results, tmp_path, trained):
     labels, begun, fail = trained
     for name, seed in (("<b>", 0), ("plain", 0), ("plain", 1)):

@@ -181,6 +181,35 @@ PARTS = {
 }
 every_part = pytest.mark.parametrize("part", PARTS)
 
+# Graphs take a second each, and XLA seconds. These have every family of parts, and of each family
+# those whose operations are their own: draws, a bank with probes, a ragged list, a hash table of
+# counts, both forms of the mask, sorts of a miner, the losses.
+COMPILED = (
+    "Popularity",
+    "CrossBatch",
+    "EasyHardMixture",
+    "StreamingFrequency gaps",
+    "Affinity",
+    "ItemBias",
+    "AccidentalHits several",
+    "KnownPositives of many cells",
+    "WithinPositiveRadius",
+    "RandomOfTop",
+    "SemiHard",
+    "DecoupledSoftmax corrected",
+    "TripletHinge focus",
+    "PointwiseBCE",
+)
+
+
+SLOW = pytest.mark.slow
+# The others in `make test-all`; all are in a graph in `test_a_batch_of_any_size`.
+GRAPHS = [
+    pytest.param(part, by_xla, id=f"{name}-{part}", marks=() if part in COMPILED else SLOW)
+    for name, by_xla in (("graph", False), ("xla", True))
+    for part in PARTS
+]
+
 
 class NobodyCounts(Mask):
     """A mask that leaves no column to any row."""
@@ -274,7 +303,7 @@ def test_every_public_part_is_a_public_name_and_saves_itself():
 
 
 @every_part
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", pytest.param("float32", marks=SLOW)])
 def test_any_float_dtype(part, dtype):
     half = [tf.cast(x, dtype) for x in (QUERIES, ITEMS, CORPUS)]
     loss, gradients = loss_and_gradients(build(part), half[0], half[1], corpus=half[2])
@@ -302,7 +331,8 @@ def test_a_half_precision_policy_changes_no_number(part):
 
 
 @every_part
-@pytest.mark.parametrize("scale", [1e2, 1e6, -1e6])
+# The scores have both signs.
+@pytest.mark.parametrize("scale", [1e2, 1e6, pytest.param(-1e6, marks=SLOW)])
 def test_extreme_scores(part, scale):
     # Scores of 1e4 and more in float16 too, where a product of this size is infinite.
     dtype = tf.float16 if abs(scale) < 1e3 else tf.float32
@@ -406,8 +436,7 @@ def test_one_row(part):
 # ------------------------------------------------------------------ eager, graph, XLA
 
 
-@every_part
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize(("part", "jit_compile"), GRAPHS)
 def test_eager_equals_compiled(part, jit_compile):
     eager, compiled = build(part), build(part)
     step = tf.function(
@@ -439,7 +468,10 @@ def test_a_batch_of_any_size(part):
 
 
 @every_part
-@pytest.mark.parametrize("budget", [48, 200], ids=["blocks of 2", "blocks of 8"])
+@pytest.mark.parametrize(
+    "budget",
+    [pytest.param(48, id="blocks of 2"), pytest.param(200, id="blocks of 8", marks=SLOW)],
+)
 def test_in_blocks_equals_at_once(part, budget):
     at_once, in_blocks = build(part), build(part, logits_budget=budget)
     for _ in range(3):

@@ -288,6 +288,7 @@ def log_of(m):
 
 def fitted(kind):
     model = make_model(kind)
+    model.run_eagerly = kind is TwoTower
     history = model.fit(log_of(21), verbose=0).history
     return model, history
 
@@ -331,6 +332,7 @@ def test_mixed_precision_scales_the_loss_and_casts_the_gradient():
         np.testing.assert_allclose(a - c, b - c, rtol=0, atol=3e-3 * np.abs(b - c).max())
 
 
+@pytest.mark.slow
 def test_replicas_sum_their_gradients():
     script = Path(__file__).with_name("gradient_cache_replicas.py")
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)

@@ -242,6 +242,7 @@ def test_towers_and_signatures_are_those_behind():
         DeltaIndex(index, capacity=0)
 
 
+@pytest.mark.slow
 def test_readers_and_writers_at_once():
     """5,000 upserts and as many deletes by four threads, under the eyes of four readers."""
     index, _ = make(300, groups=False, capacity=6000)

@@ -222,7 +222,7 @@ def test_long_lists_on_a_large_corpus(kind):
     items, queries = model.item_table.numpy(), model.user_table.numpy()[[4, 9]]
     scores = queries @ items.T
 
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=4, deadline=None)
     @given(
         allowed=st.integers(1, 100_000),
         excluded=st.integers(0, 1000),
@@ -350,6 +350,7 @@ def run(code, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_an_exact_export_needs_nothing_but_tensorflow(indexes, tmp_path):
     """As in TensorFlow Serving: no ScaNN, nothing of this package, only operations of its own."""
     path = export_index(indexes["exact"], tmp_path / "stock", ks=[5], check=False)
@@ -369,6 +370,7 @@ print(served["with_exclusions"](user_id=users, exclude=best)["ids"].numpy().toli
     assert done.stdout.splitlines() == [str(best[:, :5].tolist()), str(best[:, 5:].tolist())]
 
 
+@pytest.mark.slow
 def test_a_moved_export_needs_tensorflow_scann_and_this_module(indexes, tmp_path):
     path = export_index(indexes["scann"], tmp_path / "first", ks=[5], check=False)
     moved = path.rename(tmp_path / "moved")

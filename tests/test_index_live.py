@@ -108,6 +108,7 @@ def test_a_change_is_made_whole_or_not_at_all():
     assert_right(index, items, np.eye(WIDTH, dtype=np.float32), 5)
 
 
+@pytest.mark.slow
 def test_changes_beside_queries_from_eight_threads():
     """10,000 changes by two threads: what came is found at once, what went is not found again."""
     index, _ = make_live(3000)
@@ -239,7 +240,7 @@ def test_recall_after_many_changes_and_after_cutting_the_leaves_anew():
 
 
 def test_a_lock_keeps_writers_alone_and_lets_readers_in_together():
-    lock, log, inside = ReadWriteLock(), [], threading.Barrier(2, timeout=10)
+    lock, log, inside = ReadWriteLock(), [], threading.Barrier(2, timeout=60)
 
     def read():
         with lock.reading():

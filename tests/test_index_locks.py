@@ -9,7 +9,7 @@ from tfrs_negatives.index.live.index import ReadWriteLock
 
 
 def test_readers_share_the_lock_and_a_writer_has_it_alone():
-    lock, together = ReadWriteLock(), threading.Barrier(3, timeout=5)
+    lock, together = ReadWriteLock(), threading.Barrier(3, timeout=60)
     value, torn = [0, 0], []
 
     def read():

@@ -25,7 +25,9 @@ def python(code, **environment):
     )
 
 
-@pytest.mark.parametrize("environment", [{}, {"TF_USE_LEGACY_KERAS": "0"}])
+@pytest.mark.parametrize(
+    "environment", [{}, pytest.param({"TF_USE_LEGACY_KERAS": "0"}, marks=pytest.mark.slow)]
+)
 def test_the_package_first_chooses_legacy_keras(environment):
     done = python(f"import tfrs_negatives; {VERSION}", **environment)
     assert done.returncode == 0, done.stderr
@@ -41,6 +43,7 @@ def test_keras_3_first_is_one_clear_sentence():
     assert "TF_USE_LEGACY_KERAS=1" in last
 
 
+@pytest.mark.slow
 def test_legacy_keras_first_is_fine():
     code = f"{VERSION}; import tfrs_negatives; from tfrs_negatives.step.task import Retrieval"
     done = python(code, TF_USE_LEGACY_KERAS="1")

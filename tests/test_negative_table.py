@@ -280,6 +280,7 @@ def test_resumed_training_has_the_table_and_needs_no_file(tmp_path):
         np.testing.assert_array_equal(received, wanted)
 
 
+@pytest.mark.slow
 def test_replicas_change_nothing_and_have_the_same_table(tmp_path):
     def train(strategy, folder):
         with strategy.scope():

@@ -27,6 +27,7 @@ def test_notebook_equals_its_text_form(text):
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_notebook_runs(text, tmp_path):
     # The outputs in the file are of a full training; here each model has a short one.
     notebook = jupytext.reads(re.sub(r"\bepochs=\d+", "epochs=1", text.read_text()), "py:percent")

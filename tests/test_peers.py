@@ -27,13 +27,9 @@ peer_models, peers = importlib.import_module("peer_models"), importlib.import_mo
 
 SHARED = ROOT.parent / "shared" / "data"
 SIZES = {"embedding_dim": 8, "hidden": [], "output_dim": None}
-BPR = {"factors": 8, "learning_rate": 0.1, "iterations": 300}
 SMALL = {
     "als": {"factors": 8, "alpha": 10, "regularization": 1.0, "iterations": 15},
-    "bpr": BPR,
-    "bpr_popularity": {**BPR, "log_popularity": 0.1},
-    "ease": {"regularization": 1.0},
-    "tfrs": {"sizes": SIZES, "batch_size": 40, "epochs": 12},
+    "bpr": {"factors": 8, "learning_rate": 0.1, "iterations": 300},
     "tfrs_tuned": {"sizes": SIZES, "batch_size": 40, "epochs": 20, "temperature": 1.0},
 }
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
@@ -56,8 +52,8 @@ def random_events(seed, *, num_users, num_items, num_events):
 # Ranking without vectors.
 
 
-@pytest.mark.parametrize("levels", [2, 5, 1000])
-@pytest.mark.parametrize("chunk", [1, 7, 100])
+@pytest.mark.parametrize("levels", [2, 1000])
+@pytest.mark.parametrize("chunk", [7, 100])
 def test_a_ranking_by_scores_is_that_of_evaluate(levels, chunk, monkeypatch):
     monkeypatch.setattr(peer_models, "ROWS", chunk)
     scores = np.random.default_rng(levels).integers(0, levels, (30, 20)).astype(np.float32)
@@ -120,16 +116,6 @@ def test_ease_is_the_closed_form(num_users, chunk, largest, monkeypatch):
     assert not model.scores({"user_id": np.array([99])}).any()
 
 
-def test_ease_says_what_it_needs(tmp_path, monkeypatch):
-    memory = tmp_path / "meminfo"
-    memory.write_text("MemTotal: 99999999 kB\nMemAvailable:   1048576 kB\n")
-    monkeypatch.setattr(peer_models, "MEMORY", memory)
-    items = ItemCatalogue(100 + np.arange(3))
-    many = log(*[[user, 0] for user in range(20_000)])
-    with pytest.raises(MemoryError, match=r"expected 3\.7 GiB\. Received: 1\.0"):
-        peer_models.Ease(many, items, {"regularization": 1.0}, 0)
-
-
 def clubs(num_clubs=4, size=6):
     """Every user has chosen two thirds of the items of one club and will choose the others."""
     users, places = np.divmod(np.arange(30 * size), size)
@@ -139,7 +125,8 @@ def clubs(num_clubs=4, size=6):
     return RetrievalData(log(*events[~is_test]), log(*events[is_test]), ItemCatalogue(ids), "clubs")
 
 
-@pytest.mark.parametrize("method", peers.METHODS)
+# EASE has its closed form above, and both kinds of BPR are one training.
+@pytest.mark.parametrize("method", ["als", "bpr", "tfrs_tuned"])
 def test_every_peer_learns_who_belongs_where(method):
     settings = {**peers.METHODS[method].base["gowalla"], **SMALL[method]}
     data = clubs()

@@ -103,7 +103,9 @@ def assert_trains_as_plain(model, epochs, *, loss_rtol, rtol, atol):
 # ------------------------------------------------------------------ half precision
 
 
-@pytest.mark.parametrize("name", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("mixed_float16", marks=pytest.mark.slow), "mixed_bfloat16"]
+)
 def test_half_precision_trains_as_single(name):
     expected, _ = plain()
     scaled = tf.keras.mixed_precision.LossScaleOptimizer
@@ -144,7 +146,13 @@ def test_an_overflow_is_skipped_and_leaves_no_trace():
 # ------------------------------------------------------------------ compiled
 
 
-@pytest.mark.parametrize("in_parts", [False, True], ids=["at once", "in blocks and chunks"])
+@pytest.mark.parametrize(
+    "in_parts",
+    [
+        pytest.param(False, marks=pytest.mark.slow, id="at once"),
+        pytest.param(True, id="in blocks and chunks"),
+    ],
+)
 def test_the_whole_step_compiled_by_xla_trains_the_same(in_parts):
     if in_parts:
         task = everything(logits_budget=4 * B * 9)
@@ -157,7 +165,7 @@ def test_the_whole_step_compiled_by_xla_trains_the_same(in_parts):
 # ------------------------------------------------------------------ chunks of rows
 
 
-@pytest.mark.parametrize("chunk", [5, 100])
+@pytest.mark.parametrize("chunk", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_chunks_of_rows_train_the_same(chunk):
     model = make_model(encode_chunk=chunk)
     assert_trains_as_plain(model, 1, loss_rtol=1e-5, rtol=1e-4, atol=2e-5)

@@ -21,7 +21,7 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
     code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
     monkeypatch.chdir(tmp_path)
     # A small log and one epoch: the words are tested, not the model.
-    small = "synthetic(num_users=1000, num_items=3000, num_events=20_000)"
+    small = "synthetic(num_users=300, num_items=1000, num_events=6000)"
     code = code.replace('load("synthetic")', small).replace("epochs=3", "epochs=1")
     assert small in code
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102

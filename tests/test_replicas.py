@@ -229,18 +229,22 @@ def compare(name, replicas, optimizer):
 
 
 @every_composition
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_change_nothing(name, replicas):
     # With SGD the weights are the sum of the gradients.
     compare(name, replicas, SGD)
 
 
-@pytest.mark.parametrize("optimizer", [SparseAdam, tf.keras.optimizers.Adagrad])
+@pytest.mark.parametrize(
+    "optimizer", [SparseAdam, pytest.param(tf.keras.optimizers.Adagrad, marks=pytest.mark.slow)]
+)
 def test_sparse_optimizers_on_replicas(optimizer):
     compare("everything", 2, optimizer)
 
 
-@pytest.mark.parametrize("name", ["in-batch", "mixed cross-batch"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("in-batch", marks=pytest.mark.slow), "mixed cross-batch"]
+)
 def test_fit_with_collectives_in_a_graph(name):
     """The same through `fit`, with the data split by Keras and the gathers as collectives.
 
@@ -269,6 +273,7 @@ def test_fit_with_collectives_in_a_graph(name):
         np.testing.assert_allclose(received, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_worker_processes_equal_one(tmp_path):
     ports = []
     with contextlib.ExitStack() as stack:
@@ -303,7 +308,9 @@ def test_two_worker_processes_equal_one(tmp_path):
             np.testing.assert_allclose(received, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("saved_on", "restored_on"), [(2, 1), (1, 2), (2, 4)])
+@pytest.mark.parametrize(
+    ("saved_on", "restored_on"), [(2, 1), (1, 2), pytest.param(2, 4, marks=pytest.mark.slow)]
+)
 def test_training_goes_on_with_another_number_of_replicas(tmp_path, saved_on, restored_on):
     models = []
     for replicas in (saved_on, restored_on):

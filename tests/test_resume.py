@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import signal
 import subprocess
@@ -28,10 +29,26 @@ def assert_equal_states(model, wanted):
 
 
 @pytest.fixture(scope="module")
-def trained():
-    """Per optimizer a model after all epochs without interruption, and their losses."""
-    models = {o: killable.make_model(o, seed=SEED) for o in killable.OPTIMIZERS.values()}
-    return {optimizer: (model, killable.fit(model, 0)) for optimizer, model in models.items()}
+def killed(tmp_path_factory):
+    """What a training with each callback has written by the step at which it will be killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    return {kind: folder / kind for kind in killable.TRAIN}
+
+
+@pytest.fixture(scope="module")
+def trained(killed, tmp_path_factory):
+    """Per optimizer a model after all epochs without interruption, and their losses.
+
+    On the way a copy is made of what a kill would leave.
+    """
+    models = {}
+    for kind, optimizer in killable.OPTIMIZERS.items():
+        folder = tmp_path_factory.mktemp("trained") / kind
+        copy = functools.partial(shutil.copytree, folder, killed[kind])
+        model = killable.make_model(optimizer, seed=SEED)
+        losses = killable.TRAIN[kind](model, folder, killable.After(KILLED_AFTER, copy))
+        models[optimizer] = model, losses
+    return models
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +57,8 @@ def uninterrupted(trained):
     return {o: (killable.state_of(model), losses) for o, (model, losses) in trained.items()}
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """What two trainings left, one with each callback, when SIGKILL met them."""
-    folder = tmp_path_factory.mktemp("killed")
-    program = Path(__file__).with_name("killable.py")
-    process = subprocess.run(
-        [sys.executable, str(program), str(folder), str(KILLED_AFTER)],
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    return {kind: folder / kind for kind in killable.TRAIN}
-
-
 @pytest.fixture
-def left_behind(killed, tmp_path):
+def left_behind(trained, killed, tmp_path):
     """A copy of what our callback left, to be damaged."""
     return Path(shutil.copytree(killed["ours"], tmp_path / "checkpoints"))
 
@@ -99,6 +102,26 @@ def test_the_callback_of_keras_restores_the_state_but_not_the_loss(killed, unint
     assert losses[0] != wanted[1]
 
 
+@pytest.mark.slow
+def test_what_sigkill_leaves_goes_on_as_what_was_copied(tmp_path):
+    """Two trainings, one with each callback, beside two that have no callback at all."""
+    program = Path(__file__).with_name("killable.py")
+    process = subprocess.run(
+        [sys.executable, str(program), str(tmp_path), str(KILLED_AFTER)],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    for kind, optimizer in killable.OPTIMIZERS.items():
+        plain = killable.make_model(optimizer, seed=SEED)
+        wanted = killable.fit(plain, 0)
+        model, losses = resume(tmp_path / kind, kind)
+        assert_equal_states(model, killable.state_of(plain))
+        # That of Keras has lost the first part of the epoch that was interrupted.
+        whole = 1 if kind == "ours" else 2
+        assert losses[whole - 1 :] == wanted[whole:]
+
+
 # ------------------------------------------------------------------ damaged checkpoints
 
 
@@ -136,7 +159,7 @@ def read_checkpoint(path):
 
 
 @pytest.fixture(scope="module")
-def one_before(killed):
+def one_before(trained, killed):
     return killable.state_of(read_checkpoint(killed["ours"] / "ckpt-8"))
 
 

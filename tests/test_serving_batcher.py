@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-import time
+from contextlib import suppress
 
 import pytest
 
@@ -19,7 +19,7 @@ class Work:
 
     def __call__(self, numbers):
         self.started.set()
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         self.batches.append(list(numbers))
         self.threads.add(threading.get_ident())
         return [2 * n if n >= 0 else ValueError(f"no {n}") for n in numbers]
@@ -39,8 +39,8 @@ def test_what_arrives_while_the_thread_is_busy_goes_together():
             first = asyncio.create_task(batcher.ask(0))
             await started(work)
             others = [asyncio.create_task(batcher.ask(n)) for n in range(1, 9)]
-            await asyncio.sleep(0.01)
-            assert batcher.num_waiting == 8
+            while batcher.num_waiting < 8:
+                await asyncio.sleep(0.001)
             work.gate.set()
             return await asyncio.gather(first, *others)
 
@@ -52,14 +52,26 @@ def test_what_arrives_while_the_thread_is_busy_goes_together():
 
 
 def test_a_lone_request_does_not_wait_for_others():
+    work, delays = Work(), []
+
     async def main():
-        async with Batcher(Work()) as batcher:
-            began = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        call_at = loop.call_at
+
+        def note(when, *arguments, **options):
+            delays.append(when - loop.time())
+            return call_at(when, *arguments, **options)
+
+        loop.call_at = note
+        async with Batcher(work, timeout=600) as batcher:
             for n in range(20):
                 assert await batcher.ask(n) == 2 * n
-            return time.perf_counter() - began
 
-    assert asyncio.run(main()) < 0.5
+    asyncio.run(main())
+    assert work.batches == [[n] for n in range(20)]
+    # The loop was to wake up for nothing but the ends of the requests' own time.
+    assert len(delays) == 20
+    assert min(delays) > 500
 
 
 def test_who_fails_fails_alone():
@@ -124,13 +136,17 @@ def test_who_waited_too_long_is_told_so_and_is_not_worked_on():
             tasks.append(asyncio.create_task(batcher.ask(1)))
             late = await asyncio.gather(*tasks, return_exceptions=True)
             work.gate.set()
-            return late, await batcher.ask(2)
+            while True:
+                # On a busy machine this one may wait too long as well.
+                with suppress(Overloaded):
+                    return late, await batcher.ask(2)
 
     late, after = asyncio.run(main())
     assert [type(error) for error in late] == [Overloaded, Overloaded]
     assert after == 4
     # 0 was under way already; nobody waited for 1 any more when its turn came.
-    assert work.batches == [[0], [2]]
+    assert work.batches[0] == [0]
+    assert {n for batch in work.batches[1:] for n in batch} == {2}
 
 
 def test_sizes_of_batches_are_observed():

@@ -88,6 +88,7 @@ def best_titles(user, k, **export):
     return [f"<b>Film & {i}</b> ({i})" for i in sorted(scores, key=lambda i: -scores[i])[:k]]
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(server, browser):
     page = browser.new_page()
     problems, hosts = [], set()
@@ -132,6 +133,7 @@ def test_the_page_in_a_browser(server, browser):
     assert hosts == {urlsplit(server.address).netloc}
 
 
+@pytest.mark.slow
 def test_the_page_on_a_narrow_window(server, browser):
     page = browser.new_page(viewport={"width": 380, "height": 800})
     page.goto(server.address)
@@ -142,6 +144,7 @@ def test_the_page_on_a_narrow_window(server, browser):
     assert page.evaluate("document.documentElement.scrollWidth") <= 380
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_serves_the_last_complete_export(tmp_path):
     folder = write_run(tmp_path / "first")
     server = Server(folder)

@@ -21,6 +21,9 @@ from tensorflow_recommenders.tasks import retrieval_test
 from tfrs_negatives.step import task as task_module
 from tfrs_negatives.step.task import Retrieval
 
+# It takes a minute: as those that follow it, with another way to search.
+SLOWEST = {"test_id_based_evaluation0": pytest.mark.slow}
+
 
 def cases_of(module):
     """A parameter (class, name of a test) for each test of a module."""
@@ -30,7 +33,7 @@ def cases_of(module):
     names = unittest.TestLoader().getTestCaseNames
     # `test_session` is a method of TensorFlow's class and no test.
     return [
-        pytest.param(x, name, id=f"{x.__name__}.{name}")
+        pytest.param(x, name, id=f"{x.__name__}.{name}", marks=SLOWEST.get(name, ()))
         for x in classes
         for name in names(x)
         if name != "test_session"
@@ -138,9 +141,7 @@ def test_a_wrong_task_fails_them(monkeypatch, case, name):
 
 
 # Without the slowest, which takes a minute to fail.
-@pytest.mark.parametrize(
-    ("case", "name"), [c for c in METRIC_CASES if c.values[1] != "test_id_based_evaluation0"]
-)
+@pytest.mark.parametrize(("case", "name"), [c for c in METRIC_CASES if c.values[1] not in SLOWEST])
 def test_a_metric_that_gets_the_wrong_queries_fails_them(monkeypatch, metric_in_place, case, name):
     right = task_module.update_factorized_metrics
 

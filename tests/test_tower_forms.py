@@ -114,8 +114,18 @@ def test_unbuilt_towers_in_a_graph_are_built_before_it():
     assert history[-1] < history[0]
 
 
-@pytest.mark.parametrize("query", QUERY)
-@pytest.mark.parametrize("item", ITEM)
+# Each form of each tower once; the other pairs are slow.
+EACH_ONCE = {"lambda": "one tensor", "subclassed": "subclassed", "named": "named"}
+
+
+@pytest.mark.parametrize(
+    ("query", "item"),
+    [
+        pytest.param(q, i, marks=() if EACH_ONCE[q] == i else pytest.mark.slow)
+        for q in QUERY
+        for i in ITEM
+    ],
+)
 def test_what_is_accepted_is_saved_indexed_and_exported(tmp_path, query, item):
     tower, items = ITEM[item]
     model = make_model(QUERY[query](), tower(), items)
@@ -259,8 +269,15 @@ def history_data(form, text=False):
     return tf.data.Dataset.from_tensor_slices(columns).batch(8)
 
 
-@pytest.mark.parametrize("text", [False, True], ids=["integers", "strings"])
-@pytest.mark.parametrize("chunk", [None, 3])
+@pytest.mark.parametrize(
+    ("text", "chunk"),
+    [
+        pytest.param(False, None, id="integers"),
+        pytest.param(False, 3, id="integers-chunks", marks=pytest.mark.slow),
+        pytest.param(True, None, id="strings", marks=pytest.mark.slow),
+        pytest.param(True, 3, id="strings-chunks"),
+    ],
+)
 def test_ragged_columns_are_as_padded_ones(text, chunk):
     def run(form, text):
         model = make_model(history_tower(form, text), item_tower(), encode_chunk=chunk)

@@ -28,7 +28,9 @@ def log():
 
 
 @needs_data
-@pytest.mark.parametrize("optimizer", RATES)
+@pytest.mark.parametrize(
+    "optimizer", ["Adagrad", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SGD", "Adam"))]
+)
 def test_one_changed_line_learns_as_tfrs_does(log, optimizer):
     theirs, ours = (
         models.accuracy(
