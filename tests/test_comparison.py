@@ -17,7 +17,7 @@ import pytest
 
 from tfrs_negatives.compare import compare, read_variants
 from tfrs_negatives.compare.diagnostics import compare_log_q
-from tfrs_negatives.compare.plots import COLOURS, draw_plots, look_of
+from tfrs_negatives.compare.plots import COLOURS, draw_plots, style_of
 from tfrs_negatives.compare.report import render
 from tfrs_negatives.runs.folder import unfinished_of
 from tfrs_negatives.runs.progress import EpochProgress
@@ -432,8 +432,8 @@ def test_it_looks_right_at_other_sizes(results, monkeypatch, num_variants, seeds
 
 
 def test_looks_differ():
-    assert len({look_of(number) for number in range(28)}) == 28
-    assert [look_of(number).colour for number in range(7)] == list(COLOURS)
+    assert len({style_of(number) for number in range(28)}) == 28
+    assert [style_of(number).colour for number in range(7)] == list(COLOURS)
 
 
 # ------------------------------------------------------------------ mistakes

@@ -43,25 +43,13 @@ def demo(
     beside the most popular items; builds, exports, reloads and queries the ScaNN index. Takes
     about two minutes.
     """
-    found = run_demo(out, overwrite=overwrite, quiet=as_json)
+    found = _run(out, overwrite=overwrite, quiet=as_json)
     if as_json:
         print_json(found)
 
 
-def run_demo(out: Path, *, overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Trains each sampler on the synthetic log and builds the index of the last.
-
-    Args:
-        out: where the run folders go, one per sampler.
-        overwrite: whether runs of an earlier demo may be replaced.
-        quiet: print nothing on standard output.
-
-    Returns:
-        `table`: a record per row; `index`: the manifest; `answers`: per user, what was recommended.
-
-    Raises:
-        InputError: if the folder cannot be written or holds runs already.
-    """
+def _run(out: Path, *, overwrite: bool, quiet: bool) -> dict[str, Any]:
+    """Returns `table`, a record per row; `index`, the manifest; `answers`, a list per user."""
     from tfrs_negatives.runs.config import load_config
     from tfrs_negatives.runs.progress import EpochProgress, print_records
     from tfrs_negatives.runs.train import index_run, load_data, recommend, train_run

@@ -28,7 +28,7 @@ MAX_ROW_LABEL = 34
 Results = Mapping[str, Any]
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """How a variant is drawn, wherever it is."""
 
     colour: str
@@ -36,17 +36,17 @@ class Look(NamedTuple):
     line: Line
 
 
-def look_of(number: int) -> Look:
+def style_of(number: int) -> Style:
     """Returns the look of the variant of this number.
 
     Colours repeat after 7; the marker and the line then still tell variants apart.
 
     Example:
-        >>> len({look_of(number) for number in range(28)})
+        >>> len({style_of(number) for number in range(28)})
         28
     """
     again = number // len(COLOURS)
-    return Look(
+    return Style(
         COLOURS[number % len(COLOURS)],
         MARKERS[(number + again) % len(MARKERS)],
         LINES[again % len(LINES)],
@@ -134,7 +134,7 @@ def _with_legend(results: Results, *, rows: float = 4.2) -> tuple[Figure, Axes]:
     figure = _figure(rows + 0.35 + 0.21 * np.ceil(lines))
     handles = [
         Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.line)
-        for look in map(look_of, range(len(names)))
+        for look in map(style_of, range(len(names)))
     ]
     # matplotlib takes a label that begins with _ for one that is not to be shown.
     labels = ["\u200a" + label for label in labels]
@@ -145,7 +145,7 @@ def _with_legend(results: Results, *, rows: float = 4.2) -> tuple[Figure, Axes]:
 def _learning_curves(results: Results) -> Figure:
     figure, axes = _with_legend(results)
     for number, variant in enumerate(results["variants"]):
-        look, curve = look_of(number), variant["curve"]
+        look, curve = style_of(number), variant["curve"]
         epochs = [point["epoch"] for point in curve]
         means = np.array([point["mean"] for point in curve])
         stds = np.array([point["std"] or 0.0 for point in curve])
@@ -190,7 +190,7 @@ def _mark_popular(axes: Axes, results: Results) -> None:
 def _seconds(results: Results) -> Figure:
     figure, axes = _with_legend(results)
     for number, variant in enumerate(results["variants"]):
-        look, time = look_of(number), variant["seconds_per_epoch"]
+        look, time = style_of(number), variant["seconds_per_epoch"]
         if time["mean"] is None:
             continue
         value = variant["metrics"][results["metric"]]
@@ -242,7 +242,7 @@ def _row_panels(results: Results, panels: Mapping[str, str]) -> tuple[Figure, li
 def _draw_point(axes: Axes, row: int, value: Results | None) -> None:
     if value is None or value["mean"] is None:
         return
-    look = look_of(row)
+    look = style_of(row)
     axes.plot([0, value["mean"]], [row, row], color=look.colour, linewidth=1.2, alpha=0.5)
     if value["std"] is not None:
         axes.errorbar(value["mean"], row, xerr=value["std"], color=look.colour, elinewidth=1.5)
@@ -303,7 +303,7 @@ def _scores(results: Results) -> Figure:
     figure, panels = _small_panels(results, numbers, aspect=0.72)
     for axes, number in zip(panels, numbers, strict=True):
         found = results["variants"][number]["diagnostics"]["scores"]
-        for name, colour in (("random", PALE), ("positives", look_of(number).colour)):
+        for name, colour in (("random", PALE), ("positives", style_of(number).colour)):
             counts = np.array(found[name])
             share = counts / counts.sum()
             axes.stairs(share, found["edges"], color=colour, fill=True, alpha=0.3)
@@ -322,7 +322,7 @@ def _log_q(results: Results) -> Figure:
     both = [x for n in numbers for x in (*found[n]["exact"], *found[n]["estimated"])]
     low, high = min(both) - 0.3, max(both) + 0.3
     for axes, number in zip(panels, numbers, strict=True):
-        log_q, colour = found[number], look_of(number).colour
+        log_q, colour = found[number], style_of(number).colour
         axes.plot([low, high], [low, high], color=GREY, linewidth=1)
         axes.scatter(log_q["exact"], log_q["estimated"], s=7, color=colour, alpha=0.4, linewidths=0)
         axes.set(xlim=(low, high), ylim=(low, high))

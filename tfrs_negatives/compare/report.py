@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from tfrs_negatives.compare.plots import MARKERS, draw_plots, label, look_of
+from tfrs_negatives.compare.plots import MARKERS, draw_plots, label, style_of
 from tfrs_negatives.compare.statistics import SIGNIFICANCE
 from tfrs_negatives.core.files import drafted, write_text
 
@@ -22,7 +22,7 @@ NOTHING = "–"
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of the tables.
 
     Attributes:
@@ -159,7 +159,7 @@ def format_p(p: float) -> str:
 
 
 def _looks(results: Results) -> dict[str, Results]:
-    looks = {v["name"]: look_of(number) for number, v in enumerate(results["variants"])}
+    looks = {v["name"]: style_of(number) for number, v in enumerate(results["variants"])}
     return {n: {"colour": x.colour, "glyph": GLYPHS[x.marker]} for n, x in looks.items()}
 
 
@@ -171,18 +171,18 @@ def _ks_in_order(results: Results) -> list[int]:
     return [results["k"], *(k for k in results["ks"] if k != results["k"])]
 
 
-def _columns(k: int) -> list[Column]:
+def _columns(k: int) -> list[TableColumn]:
     return [
-        Column(f"recall at {k}", f"recall_at_{k}"),
-        Column(f"NDCG at {k}", f"ndcg_at_{k}"),
-        Column(f"tail recall at {k}", f"tail_recall_at_{k}"),
-        Column(f"coverage at {k}", f"coverage_at_{k}"),
-        Column("mean popularity", f"mean_popularity_at_{k}", digits=1, better=0),
-        Column("s/epoch", None, digits=2, better=-1),
+        TableColumn(f"recall at {k}", f"recall_at_{k}"),
+        TableColumn(f"NDCG at {k}", f"ndcg_at_{k}"),
+        TableColumn(f"tail recall at {k}", f"tail_recall_at_{k}"),
+        TableColumn(f"coverage at {k}", f"coverage_at_{k}"),
+        TableColumn("mean popularity", f"mean_popularity_at_{k}", digits=1, better=0),
+        TableColumn("s/epoch", None, digits=2, better=-1),
     ]
 
 
-def _value(record: Results, column: Column) -> Results:
+def _value(record: Results, column: TableColumn) -> Results:
     """Mean, std and values of a cell; a ranking without training has no seconds."""
     absent: Results = {"mean": None, "std": None, "values": []}
     if column.metric is None:
@@ -202,7 +202,7 @@ def _table(results: Results, k: int) -> Results:
     }
 
 
-def _row(record: Results, columns: Sequence[Column], best: Sequence[set[str]]) -> Results:
+def _row(record: Results, columns: Sequence[TableColumn], best: Sequence[set[str]]) -> Results:
     cells = [
         {"text": plus_minus(_value(record, c), c.digits), "best": record["name"] in names}
         for c, names in zip(columns, best, strict=True)
@@ -210,7 +210,7 @@ def _row(record: Results, columns: Sequence[Column], best: Sequence[set[str]]) -
     return {"name": record["name"], "cells": cells}
 
 
-def _best(variants: Sequence[Results], column: Column) -> set[str]:
+def _best(variants: Sequence[Results], column: TableColumn) -> set[str]:
     """The variants that are best in a column, to the digits that are shown."""
     means = {v["name"]: _value(v, column)["mean"] for v in variants}
     shown = {n: round(x, column.digits) for n, x in means.items() if x is not None}
