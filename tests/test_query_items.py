@@ -30,8 +30,8 @@ def test_the_pairs_of_some_queries_are_numbered_in_their_order(events, chunk):
 
 @given(pairs)
 def test_it_holds_its_pairs_and_no_others(events):
-    queries, rows = np.arange(7)[:, None], np.arange(-2, 7)
-    wanted = [[(query, row) in events for row in range(-2, 7)] for query in range(7)]
+    queries, rows = np.arange(7)[:, None], np.arange(-2, 5)
+    wanted = [[(query, row) in events for row in range(-2, 5)] for query in range(7)]
     assert make(events).holds(queries, rows).tolist() == wanted
 
 
