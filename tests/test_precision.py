@@ -103,9 +103,9 @@ def assert_trains_as_plain(model, epochs, *, loss_rtol, rtol, atol):
 # ------------------------------------------------------------------ half precision
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("mixed_float16", marks=pytest.mark.slow), "mixed_bfloat16"]
-)
+# The test after it trains in half precision too.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixed_float16", "mixed_bfloat16"])
 def test_half_precision_trains_as_single(name):
     expected, _ = plain()
     scaled = tf.keras.mixed_precision.LossScaleOptimizer
