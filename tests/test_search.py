@@ -195,6 +195,23 @@ def test_keys_and_values_are_checked_before_the_first_trial(config, rule, says, 
     assert names(tmp_path) == []
 
 
+def test_a_space_addresses_arguments_of_parts(config):
+    rules = [
+        "task.negatives.uniform.num_negatives=int(3, 9)",
+        "task.negatives.1.num_negatives=int(3, 9)",
+        "task.negatives=one_of([in_batch], [in_batch, {uniform: {num_negatives: 5}}])",
+        "task.recipe=one_of(in_batch, {mixed_negative_sampling: {num_uniform: 5}})",
+        "task.frequency.method=one_of(interval, decayed_count)",
+    ]
+    base = config.with_overrides(["task.recipe=mixed_negative_sampling"])
+    check_space(base, parse_space(rules))
+    (parameter,) = parse_space(rules[:1])
+    drawn = base.with_overrides([parameter.override(7)]).model_dump()["task"]["negatives"]
+    assert drawn == ["in_batch", {"uniform": {"num_negatives": 7}}]
+    with pytest.raises(InputError, match=r"`task.negatives\[1\].uniform.num_negatives`"):
+        check_space(base, parse_space(["task.negatives.uniform.num_negatives=int(0, 9)"]))
+
+
 def test_a_small_space_is_listed_a_large_one_is_not():
     space = parse_space(["a.b=int(1, 3)", "a.c=one_of(x, [1])"])
     expected = [{"a.b": b, "a.c": c} for b in (1, 2, 3) for c in ("x", "[1]")]
