@@ -45,6 +45,28 @@ def test_a_grid_is_a_product_and_its_values_are_yaml(yaml_file):
     assert (last.train.learning_rate, last.train.epochs, last.train.batch_size) == (0.001, 2, 7)
 
 
+def test_a_grid_addresses_arguments_of_parts_and_of_recipes(yaml_file):
+    grid = [
+        "task.negatives.uniform.num_negatives=16,32",
+        "task.loss=bpr,{triplet_hinge: {margin: 2}}",
+    ]
+    found = read_variants([yaml_file], grid=grid, overrides=["task.recipe=mixed_negative_sampling"])
+    tasks = {name: config.model_dump()["task"] for name, config in found.items()}
+    last = tasks["mixed, num_negatives=32, loss={triplet_hinge: {margin: 2}}"]
+    assert last["negatives"] == ["in_batch", {"uniform": {"num_negatives": 32}}]
+    assert last["loss"] == {"triplet_hinge": {"margin": 2.0, "focus": None}}
+    assert [task["negatives"][1]["uniform"]["num_negatives"] for task in tasks.values()] == [
+        *(16, 16),
+        *(32, 32),
+    ]
+    check_variants(found)
+    # Two ways to say one thing are one configuration.
+    same = ["task.recipe.num_uniform=16", "task.negatives.uniform.num_negatives=16"]
+    configs = {key: load_config(yaml_file, [key]) for key in same}
+    with pytest.raises(InputError, match="different configurations"):
+        check_variants(configs)
+
+
 def test_a_short_key_that_two_have_is_written_out(yaml_file):
     grid = ["index.ks=[3]", "evaluation.ks=[3],[4]", "train.epochs=1"]
     assert list(read_variants([yaml_file], grid=grid)) == [

@@ -213,6 +213,23 @@ def test_the_size_of_a_space():
     assert size_of([*space, *parse_space(["a.d=uniform(0, 1)"])]) == math.inf
 
 
+def test_a_space_addresses_arguments_of_parts(config):
+    rules = [
+        "task.negatives.uniform.num_negatives=int(3, 9)",
+        "task.negatives.1.num_negatives=int(3, 9)",
+        "task.negatives=one_of([in_batch], [in_batch, {uniform: {num_negatives: 5}}])",
+        "task.recipe=one_of(in_batch, {mixed_negative_sampling: {num_uniform: 5}})",
+        "task.frequency.method=one_of(interval, decayed_count)",
+    ]
+    base = config.with_overrides(["task.recipe=mixed_negative_sampling"])
+    check_space(base, parse_space(rules))
+    (parameter,) = parse_space(rules[:1])
+    drawn = base.with_overrides([parameter.override(7)]).model_dump()["task"]["negatives"]
+    assert drawn == ["in_batch", {"uniform": {"num_negatives": 7}}]
+    with pytest.raises(InputError, match=r"`task.negatives\[1\].uniform.num_negatives`"):
+        check_space(base, parse_space(["task.negatives.uniform.num_negatives=int(0, 9)"]))
+
+
 # ------------------------------------------------------------------ the trials, on a rigged metric
 
 

@@ -92,7 +92,7 @@ def part(family: Family, name: str | None = None) -> Callable[[Kind], Kind]:
     Example:
         >>> @part("loss")
         ... class MeanScore(Part):
-        ...     pass
+        ...     "The mean of the scores."
         >>> find_part("loss", "mean_score") is MeanScore
         True
     """

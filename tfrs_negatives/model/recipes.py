@@ -44,7 +44,8 @@ def recipe(preset: Callable[..., Preset]) -> Callable[..., Retrieval]:
 
     Example:
         >>> @recipe
-        ... def hardest_of_uniform(*, num_uniform: int = 100) -> Preset:
+        ... def hardest_of_uniform(*, num_uniform: int = 100):
+        ...     "The five hardest of some items."
         ...     uniform = {"uniform": {"num_negatives": num_uniform}}
         ...     return {"negatives": [uniform], "miners": [{"hardest": {"k": 5}}]}
         >>> hardest_of_uniform(ItemCatalogue([1, 2, 3]), temperature=0.2).miners[0].k

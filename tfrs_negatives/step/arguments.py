@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 import numpy as np
 from pydantic import BaseModel, ConfigDict, create_model
 
+from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.part import Family
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.id_lists import History
@@ -135,7 +136,11 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     if function is object.__init__:
         return {}
     names = _names_for_types(sys.modules[function.__module__])
-    return get_type_hints(function, localns=names, include_extras=True)
+    try:
+        return get_type_hints(function, localns=names, include_extras=True)
+    except NameError as error:
+        rule = "annotations of names that its module has, or imports for types"
+        raise bad_input(f"{function.__module__}:{function.__qualname__}", rule, error) from error
 
 
 def _names_for_types(module: types.ModuleType) -> dict[str, Any]:
