@@ -69,6 +69,11 @@ class Batch(NamedTuple):
         return self._replace(seed=seed)
 
 
+def is_per_row(ids: tf.Tensor) -> bool:
+    """Returns whether ids are of candidates of each row, [B, n], not of shared ones, [n]."""
+    return ids.shape.rank == 2
+
+
 class Candidates(NamedTuple):
     """What one sampler proposes: n candidates, the same for all rows or others for each row.
 
@@ -96,8 +101,8 @@ class Candidates(NamedTuple):
 
     @property
     def per_row(self) -> bool:
-        """Whether each row has candidates of its own: the one place that looks at the rank."""
-        return self.ids.shape.rank == 2
+        """Whether each row has candidates of its own."""
+        return is_per_row(self.ids)
 
 
 class Pool(NamedTuple):

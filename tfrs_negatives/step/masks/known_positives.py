@@ -15,7 +15,7 @@ from tfrs_negatives.core.part import part
 from tfrs_negatives.data.catalogue import ItemCatalogue, find_sorted
 from tfrs_negatives.data.id_lists import History, query_column, query_keys_of_rows
 from tfrs_negatives.data.ids import to_keys
-from tfrs_negatives.step.records import Batch, Mask, Scored
+from tfrs_negatives.step.records import Batch, Mask, Scored, is_per_row
 
 TABLE_CELLS = 2**24
 """Queries times items up to which all cells are held, a byte each: some ten times as fast."""
@@ -133,7 +133,7 @@ class KnownPositives(Mask):
         """
         rows = self._places(self._query_keys, to_keys(queries))
         columns = tf.gather(self._item_order, self._places(self._item_keys, to_keys(ids)))
-        if ids.shape.rank == 2:
+        if is_per_row(ids):
             # An item outside the catalogue must not read as the first one of the next query.
             wanted = (rows * len(self.items))[:, None] + columns
             found = self._places(self._codes, wanted) < tf.shape(self._codes, tf.int64)[0] - 1
