@@ -78,7 +78,7 @@ def make_batch(
     )
 
 
-class Composition(Protocol):
+class TaskParts(Protocol):
     """The parts of a task that may know items."""
 
     frequency: Any
@@ -87,7 +87,7 @@ class Composition(Protocol):
     masks: Any
 
 
-def catalogues_of(task: Composition) -> dict[str, ItemCatalogue]:
+def catalogues_of(task: TaskParts) -> dict[str, ItemCatalogue]:
     """Returns the items that the parts of a task know.
 
     Returns:
