@@ -37,6 +37,19 @@ def test_hard_recipes_leave_out_the_history(data, recipe):
     assert [type(mask).__name__ for mask in both.masks] == ["AccidentalHits", "KnownPositives"]
 
 
+@pytest.mark.parametrize("recipe", ["cross_batch_ngame", "dynamic_negative_sampling"])
+def test_an_expansion_given_back_trains_the_same(data, recipe, tmp_path):
+    asked = load_config(overrides=[*SMALL, f"task.recipe={recipe}"])
+    (tmp_path / "shown.yaml").write_text(asked.to_yaml())
+    losses = []
+    for config in (asked, load_config(tmp_path / "shown.yaml")):
+        tf.keras.utils.set_random_seed(0)
+        model = build_model(config, data)
+        batches = data.train.dataset(50, item_key="item_id", seed=0)
+        losses.append(model.fit(batches, epochs=2, verbose=0).history["loss"])
+    assert losses[0] == losses[1]
+
+
 def test_what_the_run_provides_reaches_the_parts(data):
     parts = "{popularity: {num_negatives: 3}}, {cross_batch: {capacity: 64, max_drift: 0.5}}"
     task = task_of(data, f"task.negatives=[in_batch, {parts}]", "task.frequency=exact")
