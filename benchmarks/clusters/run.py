@@ -339,7 +339,7 @@ def measure(users: np.ndarray) -> dict[str, Any]:
 def main() -> None:
     """Runs everything and writes it to the folder of this file, or to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="the log as `datasets.load` reads it")
+    parser.add_argument("--data", help="the log as `data.load` reads it")
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--large", choices=["resident", "traced"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()

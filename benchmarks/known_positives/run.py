@@ -254,7 +254,7 @@ def write_readme(folder: Path) -> None:
 def main() -> None:
     """Runs everything and writes it to the folder of this file, or to `--output`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="a log as `datasets.load` reads it")
+    parser.add_argument("--data", help="a log as `data.load` reads it")
     parser.add_argument("--small-only", action="store_true", help="keep the results of the others")
     parser.add_argument("--events", type=int, default=10_000_000, help="of the synthetic log")
     parser.add_argument("--seed", type=int, default=0)
