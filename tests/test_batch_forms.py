@@ -373,7 +373,7 @@ def test_nothing_is_said_where_there_are_negatives(caplog):
     # The last batch has one row, and is the one that the report sees.
     model = make_model(Retrieval(), steps_per_execution=3)
     model.fit({name: column[:15] for name, column in COLUMNS.items()}, batch_size=7, verbose=0)
-    assert "1 queries, 1 columns" in reports(caplog)[0]
+    assert "1 queries, 1 candidates" in reports(caplog)[0]
     make_eager(in_batch(ITEMS, masks=[AccidentalHits()])).fit(batches(), verbose=0)
     make_eager(mixed_negative_sampling(ITEMS, num_uniform=7)).fit(batches(1).take(2), verbose=0)
     bank = Retrieval(

@@ -242,7 +242,7 @@ def test_the_state_and_the_config_of_a_weighted_source_are_saved(tmp_path):
             run(again, training=True)
     path = tf.train.Checkpoint(task=task).write(str(tmp_path / "task"))
     tf.train.Checkpoint(task=again).read(path).assert_existing_objects_matched()
-    assert int(again.negatives[1].source.bank.step) == 3
+    assert int(again.negatives[1].sampler.bank.step) == 3
     assert float(run(again, training=True)) == float(run(task, training=True))
     config = json.loads(json.dumps(tf.keras.utils.serialize_keras_object(task)))
     built = tf.keras.utils.deserialize_keras_object(config)

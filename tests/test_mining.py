@@ -429,7 +429,7 @@ def test_fit_mines_anew_and_trains_with_what_it_found(tmp_path, caplog):
     class Watch(tf.keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             # The columns that the last step had of the table.
-            filled.append(float(self.model.task.report.columns.numpy()[1]))
+            filled.append(float(self.model.task.report.candidates.numpy()[1]))
 
         def on_epoch_end(self, epoch, logs=None):
             at_end.append(table.ids.numpy())

@@ -230,7 +230,7 @@ def test_a_saved_model_has_its_table(tmp_path):
     mine(model, table, tmp_path)
     model.save(tmp_path / "model.keras")
     again = tf.keras.models.load_model(tmp_path / "model.keras")
-    restored = again.task.negatives[1].source.column
+    restored = again.task.negatives[1].sampler.column
     np.testing.assert_array_equal(restored.ids, table.ids)
     np.testing.assert_array_equal(restored.query_keys, table.query_keys)
     assert (table.ids.numpy() != EMPTY_ID).any()

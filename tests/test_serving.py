@@ -220,7 +220,7 @@ def test_overload_is_503_and_says_when_to_come_again(deployment):
 
 
 def test_a_request_that_waits_too_long_is_503(deployment):
-    index = deployment.snapshot.index
+    index = deployment.served.index
     index.hold()
     with client_of(deployment, timeout=0.05) as client:
         # The search does not end before this answer is there.

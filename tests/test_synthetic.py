@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from tfrs_negatives.core.errors import InputError
-from tfrs_negatives.data import RetrievalData, load
-from tfrs_negatives.data.sources import synthetic
+from tfrs_negatives.data import RetrievalData, load, synthetic
 
 
 @pytest.fixture(scope="module")
