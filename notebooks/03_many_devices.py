@@ -156,8 +156,8 @@ for number in (1, 2):
 
 # %%
 bank = models[2].task.negatives[2].bank
-copies = [bank.embeddings.values[n].numpy() for n in range(2)]
-single = models[1].task.negatives[2].bank.embeddings.numpy()
+copies = [bank.vectors.values[n].numpy() for n in range(2)]
+single = models[1].task.negatives[2].bank.vectors.numpy()
 print("bank of both replicas identical:", np.array_equal(*copies))
 print(f"largest difference from the bank on one device: {np.abs(copies[0] - single).max():.1e}")
 

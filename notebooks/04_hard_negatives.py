@@ -256,7 +256,7 @@ class Recorder(tfn.Miner):
         return scored
 
 
-def logits_of(batch, **options):
+def record(batch, **options):
     recorder = Recorder()
     task = tfn.recipes.in_batch(
         data.items,
@@ -272,7 +272,7 @@ def logits_of(batch, **options):
 
 
 batch = next(iter(data.train.dataset(B, item_key=baseline.item_key)))
-step = logits_of(batch)
+step = record(batch)
 miners = {
     "Hardest(10)": tfn.Hardest(10),
     'Hardest(10, by="score")': tfn.Hardest(10, by="score"),
@@ -348,16 +348,16 @@ for label, (model, _) in pairs.items():
 # logits that are all 0.
 
 # %%
-logits = logits_of(batch, correct=None).logits
-lead = (logits.negatives - logits.positive[:, None]).numpy()[logits.keep.numpy()]
+scored = record(batch, correct=None).scored
+lead = (scored.logit - scored.positive_logit[:, None]).numpy()[scored.keep.numpy()]
 for margin in (0.3, 3.0):
     print(f"margin {margin}: {margin / 10:.2f} of the cosine; ", end="")
     print(f"{(lead > -margin).mean():.1%} of the pairs of the batch are inside")
-cosines = logits._replace(positive=logits.positive / 10, negatives=logits.negatives / 10)
+cosines = scored._replace(positive_logit=scored.positive_logit / 10, logit=scored.logit / 10)
 ten_times = 10 * tfn.losses.TripletHinge(0.3)(cosines)
-np.testing.assert_allclose(tfn.losses.TripletHinge(3.0)(logits), ten_times, atol=1e-4)
+np.testing.assert_allclose(tfn.losses.TripletHinge(3.0)(scored), ten_times, atol=1e-4)
 for n in (1, 3):
-    loss = tfn.losses.PointwiseBCE(n)(logits).numpy().mean()
+    loss = tfn.losses.PointwiseBCE(n)(scored).numpy().mean()
     print(f"PointwiseBCE({n}): {loss:.2f}, all logits 0: {(1 + n) * np.log(2):.2f}")
 
 # %% [markdown]
