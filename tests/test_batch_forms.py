@@ -357,7 +357,11 @@ WITHOUT_ANY = {
 
 
 @pytest.mark.parametrize(
-    ("case", "steps"), [*((case, 1) for case in WITHOUT_ANY), ("one item and a mask", 2)]
+    ("case", "steps"),
+    [
+        *((case, 1) for case in WITHOUT_ANY),
+        pytest.param("one item and a mask", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_first_step_without_any_negative_is_said_once(caplog, case, steps):
     task, data = WITHOUT_ANY[case]

@@ -172,7 +172,8 @@ def test_a_folder_that_cannot_be_written_is_named(call, log_file, tmp_path):
     assert "`run`" in err
 
 
-@pytest.mark.parametrize("role", [pytest.param("query_id", marks=pytest.mark.slow), "query"])
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["query_id", "query"])
 def test_a_run_without_query_key_or_with_a_feature_left_out(call, log_file, tmp_path, role):
     source = f"data.source=csv:{log_file}"
     options = [*SMALL, "train.epochs=1", "data.columns.age=null"]

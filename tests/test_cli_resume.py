@@ -167,6 +167,7 @@ def test_a_kill_while_the_end_of_an_epoch_is_saved(call, source, complete, tmp_p
     assert_same_run(run, complete)
 
 
+@pytest.mark.slow
 def test_crashes_after_the_last_step_of_a_run_that_replaces_another(
     call, run, complete, monkeypatch, caplog
 ):

@@ -293,6 +293,7 @@ def fitted(kind):
     return model, history
 
 
+@pytest.mark.slow  # Two whole trainings; `test_precision` trains in chunks in `make test`.
 def test_the_model_trains_as_without_chunks():
     (plain, before), (chunked, after) = fitted(TwoTower), fitted(ChunkedTwoTower)
     assert set(before) == set(after)

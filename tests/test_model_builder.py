@@ -37,7 +37,10 @@ def test_hard_recipes_leave_out_the_history(data, recipe):
     assert [type(mask).__name__ for mask in both.masks] == ["AccidentalHits", "KnownPositives"]
 
 
-@pytest.mark.parametrize("recipe", ["cross_batch_ngame", "dynamic_negative_sampling"])
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param("cross_batch_ngame", marks=pytest.mark.slow), "dynamic_negative_sampling"],
+)
 def test_an_expansion_given_back_trains_the_same(data, recipe, tmp_path):
     asked = load_config(overrides=[*SMALL, f"task.recipe={recipe}"])
     (tmp_path / "shown.yaml").write_text(asked.to_yaml())

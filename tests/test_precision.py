@@ -146,13 +146,8 @@ def test_an_overflow_is_skipped_and_leaves_no_trace():
 # ------------------------------------------------------------------ compiled
 
 
-@pytest.mark.parametrize(
-    "in_parts",
-    [
-        pytest.param(False, marks=pytest.mark.slow, id="at once"),
-        pytest.param(True, id="in blocks and chunks"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("in_parts", [False, True], ids=["at once", "in blocks and chunks"])
 def test_the_whole_step_compiled_by_xla_trains_the_same(in_parts):
     if in_parts:
         task = everything(logits_budget=4 * B * 9)

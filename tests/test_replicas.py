@@ -242,9 +242,8 @@ def test_sparse_optimizers_on_replicas(optimizer):
     compare("everything", 2, optimizer)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("in-batch", marks=pytest.mark.slow), "mixed cross-batch"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["in-batch", "mixed cross-batch"])
 def test_fit_with_collectives_in_a_graph(name):
     """The same through `fit`, with the data split by Keras and the gathers as collectives.
 

@@ -134,7 +134,9 @@ def test_evaluate_leaves_the_state_alone_and_logs_nothing_it_did_not_compute():
     assert history["masked_share"][0] > 0
 
 
-@pytest.mark.parametrize("task", [None, mixture], ids=["default", "mixture"])
+@pytest.mark.parametrize(
+    "task", [None, pytest.param(mixture, marks=pytest.mark.slow)], ids=["default", "mixture"]
+)
 def test_one_seed_is_one_result(task):
     # A graph counts where there are draws in it.
     def train(seed, eager=task is None):
