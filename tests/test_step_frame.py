@@ -206,3 +206,55 @@ def test_a_part_of_ones_own_has_a_name():
 def test_a_part_of_another_family_is_an_error(options, message):
     with pytest.raises(InputError, match=message):
         Retrieval(**options)
+
+
+# ------------------------------------------------------------------ answers that are none
+
+
+class Odd(Drawn):
+    """A sampler with one field of its candidates changed."""
+
+    def __init__(self, **changed):
+        super().__init__(DRAWN)
+        self.changed = changed
+
+    def sample(self, batch):
+        given = super().sample(batch)
+        return given._replace(
+            **{n: change(getattr(given, n)) for n, change in self.changed.items()}
+        )
+
+
+class Answers(Loss):
+    """A loss of another shape."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, scored, batch=None):
+        return self.answer(scored)
+
+
+class Zeros(AccidentalHits):
+    def keep(self, scored, batch):
+        return tf.zeros_like(scored.score)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"negatives": [Odd(ids=lambda x: tf.cast(x, tf.int32))]}, "drawn.*ids.*int64.*int32"),
+        ({"negatives": [Odd(valid=lambda x: tf.cast(x, tf.float32))]}, "drawn.*valid.*bool"),
+        ({"negatives": [Odd(valid=lambda x: x[:-1])]}, "drawn.*valid.*one for each of ids"),
+        ({"negatives": [Odd(vectors=lambda x: x[1:])]}, "drawn.*vectors.*one for each of ids"),
+        ({"loss": Answers(lambda scored: scored.logit)}, "`loss`.*one number per row"),
+        (
+            {"loss": Answers(lambda scored: scored.positive_logit[:-1])},
+            "`loss`.*one number per row",
+        ),
+        ({"masks": [Zeros()], "miners": [Hardest(1)]}, "Zeros.keep.*booleans.*float32"),
+    ],
+)
+def test_an_answer_of_another_shape_or_type_names_its_part(options, message):
+    with pytest.raises(InputError, match=message):
+        run(Retrieval(correct=None, **options), training=False)

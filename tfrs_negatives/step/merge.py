@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.step.records import Batch, Candidates, Pool, Sampler
 
 
@@ -44,7 +45,7 @@ def sample_pools(samplers: Sequence[Sampler], batch: Batch, *, counted: bool) ->
         The pool of the shared candidates and that of the rows' own; one of them where only one kind
         was proposed.
     """
-    answers = [_Answer(n, s, s.sample(batch.for_part(n))) for n, s in enumerate(samplers)]
+    answers = [_answer(n, sampler, batch) for n, sampler in enumerate(samplers)]
     shared = [a for a in answers if not a.candidates.per_row]
     shared = _compensate(shared, batch, counted=counted)
     per_row = [a for a in answers if a.candidates.per_row]
@@ -62,6 +63,22 @@ def sample_pools(samplers: Sequence[Sampler], batch: Batch, *, counted: bool) ->
     return [
         p._replace(log_count=counts[p.per_row](p.ids), positive_log_count=positives) for p in pools
     ]
+
+
+def _answer(number: int, sampler: Sampler, batch: Batch) -> _Answer:
+    candidates = sampler.sample(batch.for_part(number))
+    label = f"negatives[{number}] ({sampler.name})"
+    for name, dtype in (("ids", tf.int64), ("valid", tf.bool)):
+        received = getattr(candidates, name).dtype
+        if received != dtype:
+            raise bad_input(f"{label}: {name}", dtype.name, received.name)
+    given = {"valid": candidates.valid.shape, "vectors": candidates.vectors.shape[:-1]}
+    for name, shape in given.items():
+        if not shape.is_compatible_with(candidates.ids.shape):
+            raise bad_input(
+                f"{label}: {name}", f"one for each of ids {candidates.ids.shape}", shape
+            )
+    return _Answer(number, sampler, candidates)
 
 
 def _own_counts(candidates: Candidates) -> tf.Tensor:

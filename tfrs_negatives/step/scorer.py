@@ -17,7 +17,7 @@ from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.step.blocks import chunked_log_sum_exp, columns_within
 from tfrs_negatives.step.correction import Correction, added
 from tfrs_negatives.step.losses import masked_log_sum_exp
-from tfrs_negatives.step.masks.apply import apply_masks
+from tfrs_negatives.step.masks.apply import apply_masks, kept_by
 from tfrs_negatives.step.merge import slice_pool
 from tfrs_negatives.step.records import Batch, Excess, Loss, Mask, Miner, Pool, Scored
 from tfrs_negatives.step.score import Affinity
@@ -128,7 +128,7 @@ class _BlockJudge(NamedTuple):
             positive_logit, logit, kept, positive_score, score, block.ids, block.sampler
         )
         for mask in self.masks:
-            kept &= mask.keep(scored, self.batch)
+            kept &= kept_by(mask, scored, self.batch)
         scored = scored._replace(keep=kept)
         for miner in self.filters:
             scored = miner.mine(scored, self.batch)

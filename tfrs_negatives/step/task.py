@@ -336,6 +336,8 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
         """Returns this replica's part of the loss: their sum is that of the global batch."""
         if isinstance(self.loss_function, KerasLoss):
             return losses
+        if not losses.shape.is_compatible_with(batch.positive_ids.shape):
+            raise bad_input("loss", "one number per row, shape [B]", f"shape {losses.shape}")
         if batch.sample_weight is not None:
             losses *= tf.cast(tf.reshape(batch.sample_weight, [-1]), losses.dtype)
         total = tf.reduce_sum(losses)

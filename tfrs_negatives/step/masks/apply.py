@@ -34,7 +34,7 @@ def apply_masks(
     """
     keep, named = scored.keep, None
     for mask in masks:
-        kept = mask.keep(scored, batch)
+        kept = kept_by(mask, scored, batch)
         keep &= kept
         if mask.names_positives:
             named = ~kept if named is None else named | ~kept
@@ -44,6 +44,18 @@ def apply_masks(
         more = MorePositives(marks, added(scored.score, positive_offset), scored.score)
         scored = scored._replace(more_positives=more)
     return scored._replace(keep=keep)
+
+
+def kept_by(mask: Mask, scored: Scored, batch: Batch) -> tf.Tensor:
+    """Returns what one mask keeps, [B, C] bool.
+
+    Raises:
+        InputError: if the mask answers with anything but booleans.
+    """
+    kept = tf.convert_to_tensor(mask.keep(scored, batch))
+    if kept.dtype != tf.bool:
+        raise bad_input(f"masks: {type(mask).__name__}.keep", "booleans", kept.dtype.name)
+    return kept
 
 
 class GivenMask(Mask):
