@@ -122,8 +122,7 @@ def test_the_files_of_a_run_are_named_in_one_module(path):
     tree = ast.parse(MODULES[path].read_text())
     paths = [n.right for n in ast.walk(tree) if isinstance(n, ast.BinOp)]
     said = {n.value for n in paths if isinstance(n, ast.Constant)}
-    # Still to follow: the room that serves.
-    assert path.startswith("serve/") or not said & names
+    assert not said & names
 
 
 # ------------------------------------------------------------------ documentation

@@ -158,6 +158,11 @@ def test_a_configuration_is_the_arguments_with_their_defaults():
     assert Described.from_config(config).more == {"depth": 3}
 
 
+def test_an_id_that_is_named_like_a_class_stays_an_id():
+    with tf.keras.utils.custom_object_scope({"bc": Described}):
+        assert Described.from_config({"ids": ["a", "bc"]}).ids == ["a", "bc"]
+
+
 def test_arguments_that_do_not_fit_are_the_constructors_error():
     with pytest.raises(TypeError, match="ids"):
         Described()

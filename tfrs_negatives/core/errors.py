@@ -37,13 +37,14 @@ def bad_input(argument: str, expected: str, received: object) -> InputError:
     return InputError(f"`{argument}`: expected {expected}. Received: {received}")
 
 
-def known_key(name: str, known: Collection[str], prefix: str = "") -> str:
+def known_key(name: str, known: Collection[str], prefix: str = "", *, what: str = "key") -> str:
     """Returns what is expected in the place of an unknown key: the nearest one, or all.
 
     Args:
         name: the unknown key.
         known: the keys of this place.
         prefix: the path before it.
+        what: what is unknown, a key or a name.
 
     Example:
         >>> known_key("epoch", ["epochs", "seed"], "train")
@@ -51,5 +52,5 @@ def known_key(name: str, known: Collection[str], prefix: str = "") -> str:
     """
     names = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     if names:
-        return f"a known key, perhaps `{'.'.join(filter(None, [prefix, names[0]]))}`"
-    return f"one of {sorted(known)}" if known else "no key here"
+        return f"a known {what}, perhaps `{'.'.join(filter(None, [prefix, names[0]]))}`"
+    return f"one of {sorted(known)}" if known else f"no {what} here"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 import numpy as np
 import tensorflow as tf
 
-from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.core.errors import bad_input, known_key
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,9 +58,7 @@ class Part:
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, with parts inside them described."""
-        own = {
-            n: tf.keras.utils.serialize_keras_object(_plain(x)) for n, x in self._arguments.items()
-        }
+        own = {name: _described(value) for name, value in self._arguments.items()}
         is_layer = isinstance(self, tf.keras.layers.Layer)
         # What Keras says of a layer is of now: its name may have been chosen by Keras.
         return {**own, **super().get_config()} if is_layer else own  # type: ignore[misc]
@@ -69,14 +66,22 @@ class Part:
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Builds the part that `get_config` described."""
-        return cls(**tf.keras.utils.deserialize_keras_object(config))
+        load = tf.keras.utils.deserialize_keras_object
+        return cls(**{n: x if _is_plain(x) else load(x) for n, x in config.items()})
 
 
-def _plain(value: Any) -> Any:
+def _described(value: Any) -> Any:
     """An argument as JSON would give it back; Keras cannot load an array of strings."""
-    if type(value) is tuple:
-        return list(value)
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    value = list(value) if type(value) is tuple else value
+    return value if _is_plain(value) else tf.keras.utils.serialize_keras_object(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a list with nothing in it to describe: Keras would visit each element."""
+    plain = (str, int, float, type(None))
+    return isinstance(value, list) and all(isinstance(one, plain) for one in value)
 
 
 def part(family: Family, name: str | None = None) -> Callable[[Kind], Kind]:
@@ -141,8 +146,7 @@ def find_part(family: Family, name: str) -> Callable[..., Any]:
         return find_own(family, name)
     if name in _FAMILIES[family]:
         return _FAMILIES[family][name]
-    near = difflib.get_close_matches(name, _FAMILIES[family], n=1, cutoff=0.5)
-    rule = f"a known name, perhaps `{near[0]}`" if near else f"one of {part_names(family)}"
+    rule = known_key(name, _FAMILIES[family], what="name")
     raise bad_input(family, f"{rule}, or package.module:Name", repr(name))
 
 

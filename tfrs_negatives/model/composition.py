@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Mapping
@@ -136,7 +137,7 @@ class Composition:
         made._check()
         return made
 
-    @property
+    @functools.cached_property
     def expansion(self) -> Expansion:
         """What recipe and own keys come to."""
         return expand(_call(self.recipe), self.own)

@@ -167,13 +167,8 @@ def cross_batch_negative_sampling(
 
     Source: Wang et al., SIGIR 2021.
     """
-    bank = {
-        "capacity": capacity,
-        "warmup_steps": warmup_steps,
-        "max_drift": max_drift,
-        "compensate": compensate,
-    }
-    return {"negatives": ["in_batch", {"cross_batch": bank}]}
+    bank = _bank(capacity, warmup_steps, max_drift, compensate)
+    return {"negatives": ["in_batch", bank]}
 
 
 @recipe
@@ -207,13 +202,8 @@ def mixed_cross_batch_negative_sampling(
 
     Source: the mixtures of Yang et al., WWW 2020, and Wang et al., SIGIR 2021, in one.
     """
-    bank = {
-        "capacity": capacity,
-        "warmup_steps": warmup_steps,
-        "max_drift": max_drift,
-        "compensate": compensate,
-    }
-    return {"negatives": ["in_batch", _uniform(num_uniform), {"cross_batch": bank}]}
+    bank = _bank(capacity, warmup_steps, max_drift, compensate)
+    return {"negatives": ["in_batch", _uniform(num_uniform), bank]}
 
 
 @recipe
@@ -285,13 +275,8 @@ def cross_batch_ngame(
         the history too, ids are stored and log q is read when used, the drift is relative, the
         gradient is compensated and the radius has a slack.
     """
-    bank = {
-        "capacity": capacity,
-        "warmup_steps": warmup_steps,
-        "max_drift": max_drift,
-        "compensate": compensate,
-    }
-    return {"negatives": ["in_batch", {"cross_batch": bank}], **_hard(slack)}
+    bank = _bank(capacity, warmup_steps, max_drift, compensate)
+    return {"negatives": ["in_batch", bank], **_hard(slack)}
 
 
 @recipe
@@ -335,6 +320,11 @@ def dynamic_negative_sampling(
 
 def _uniform(num: int) -> Preset:
     return {"uniform": {"num_negatives": num}}
+
+
+def _bank(capacity: int, warmup_steps: int, max_drift: float | None, compensate: bool) -> Preset:
+    arguments = {"capacity": capacity, "warmup_steps": warmup_steps}
+    return {"cross_batch": {**arguments, "max_drift": max_drift, "compensate": compensate}}
 
 
 def _hard(slack: float) -> Preset:

@@ -16,6 +16,7 @@ import numpy as np
 from tfrs_negatives.core.errors import InputError, bad_input
 from tfrs_negatives.index.retriever import check_lists
 from tfrs_negatives.index.saved.archive import MANIFEST_NAME
+from tfrs_negatives.runs import files
 from tfrs_negatives.runs.tables import UnknownId
 from tfrs_negatives.serve.schemas import MAX_CHANGED_ITEMS
 from tfrs_negatives.serve.tables import RunTables, read_tables
@@ -145,7 +146,7 @@ class Deployment:
         Raises:
             InputError: if the run has none, or it is damaged; the message names the file.
         """
-        if not (self.folder / "index" / MANIFEST_NAME).is_file():
+        if not (self.folder / files.INDEX / MANIFEST_NAME).is_file():
             expected = "a run with an index: `tfrs-negatives index RUN` builds it"
             raise bad_input("run", expected, self.folder)
         self._looked_at = self._files()
@@ -157,19 +158,19 @@ class Deployment:
 
         One that is not is reported once, by its file, and the old one stays.
         """
-        files = self._files()
-        if files is None or files == self._looked_at:
+        found = self._files()
+        if found is None or found == self._looked_at:
             return
         try:
             if self._read_name() != self.served.export:
                 self._swap(self._open())
         except InputError as error:
             # Of files that are being written or renamed right now nothing is known yet.
-            if self._files() == files:
+            if self._files() == found:
                 self._refuse(error)
-                self._looked_at = files
+                self._looked_at = found
             return
-        self._looked_at = files
+        self._looked_at = found
 
     def upsert(self, items: Mapping[Any, KeptItem]) -> Served:
         """Adds items by their features, or replaces them: all, or none where one is wrong.
@@ -221,7 +222,7 @@ class Deployment:
         """Loads the export that is there, and asks it something before anybody else does."""
         export = self._read_name()
         try:
-            index = self._open_index(self.folder / "index")
+            index = self._open_index(self.folder / files.INDEX)
             tables = self._open_tables(self.folder)
             if tables.queries is not None:
                 _try_out(index, tables)
@@ -231,9 +232,9 @@ class Deployment:
             # TensorFlow raises almost anything for a graph that it cannot read.
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             expected = "an export that can be loaded"
-            raise bad_input("run", expected, f"{self.folder / 'index'}: {reason}") from error
+            raise bad_input("run", expected, f"{self.folder / files.INDEX}: {reason}") from error
         if self._read_name() != export:
-            raise bad_input("run", "an export that stays as it is", self.folder / "index")
+            raise bad_input("run", "an export that stays as it is", self.folder / files.INDEX)
         return Served(self.name, export, index, tables)
 
     def _swap(self, new: Served) -> None:
@@ -249,7 +250,7 @@ class Deployment:
         _log.error("%s: an export is refused, the old one stays in service: %s", self.name, error)
 
     def _read_name(self) -> ExportName:
-        path = self.folder / "index" / MANIFEST_NAME
+        path = self.folder / files.INDEX / MANIFEST_NAME
         try:
             content = path.read_bytes()
             manifest = json.loads(content)
@@ -260,7 +261,7 @@ class Deployment:
 
     def _files(self) -> object:
         """What tells whether anything has changed, without reading; None while there is none."""
-        folder = self.folder / "index"
+        folder = self.folder / files.INDEX
         try:
             stats = {path: path.stat() for path in folder.rglob("*")}
         except OSError:

@@ -14,6 +14,7 @@ import numpy as np
 from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.data import Interactions
 from tfrs_negatives.data.query_items import QueryItems
+from tfrs_negatives.runs import files
 from tfrs_negatives.runs.tables import KnownItems, KnownQueries, read_items, read_queries
 
 _log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def read_tables(folder: Path) -> RunTables:
     try:
         queries = read_queries(folder)
     except InputError:
-        if not (folder / "queries.parquet").is_file():
+        if not (folder / files.QUERIES).is_file():
             raise
         return RunTables(items)
     return RunTables(items, queries, _read_history(folder))
@@ -95,7 +96,7 @@ def _read_history(folder: Path) -> Histories | None:
     from tfrs_negatives.runs.train import load_data
 
     try:
-        return Histories(load_data(load_config(folder / "config.yaml")).train)
+        return Histories(load_data(load_config(folder / files.CONFIG)).train)
     except Exception as error:
         # Whatever the source raises: recommendations do not need it.
         _log.warning("%s: no histories, its training log cannot be read: %s", folder, error)
