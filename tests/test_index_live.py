@@ -65,7 +65,9 @@ def test_any_sequence_of_changes_gives_what_brute_force_gives(size, tuned):
                 index.upsert(ids, vectors)
                 items |= {i: (v, None) for i, v in zip(ids.tolist(), vectors, strict=True)}
             elif step == "delete":
-                ids = generator.choice(sorted(items), generator.integers(1, 12), replace=False)
+                # One stays: an index of nothing has no k.
+                number = min(int(generator.integers(1, 12)), len(items) - 1)
+                ids = generator.choice(sorted(items), number, replace=False)
                 index.delete(ids)
                 items = {item: held for item, held in items.items() if item not in ids.tolist()}
             else:
