@@ -425,8 +425,9 @@ class Kill(tf.keras.callbacks.Callback):
 # In the first epoch, at its end, and long after it.
 @pytest.mark.parametrize(
     "killed_at",
-    [pytest.param(5, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow), 19],
+    [5, 8, 19],
 )
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_equal(tmp_path, killed_at):
     def train(folder, kill=None):
         model, batches = build_model(), KeepOrders(random_log(), 64, **options())

@@ -88,6 +88,7 @@ def assert_same_run(run, complete):
     assert names(run.parent) == ["first"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_an_unfinished_folder_and_says_how_to_go_on(
     call, source, complete, run, monkeypatch, caplog
 ):

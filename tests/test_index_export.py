@@ -294,6 +294,7 @@ def test_a_linked_export_is_replaced_behind_its_link(exported_exact, tmp_path):
     assert load_index(tmp_path / "v1").manifest["ks"] == [5]
 
 
+@pytest.mark.slow
 def test_an_export_that_the_other_process_refuses_leaves_nothing(
     exported_exact, tmp_path, monkeypatch
 ):

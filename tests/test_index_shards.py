@@ -81,6 +81,7 @@ def test_a_part_that_changes_may_lose_all_its_items():
     assert index.search(vectors[:1], 3)[1].tolist() == [[9, 1, 2]]
 
 
+@pytest.mark.slow
 def test_exported_parts_answer_as_one_index(tmp_path):
     model = make_model(100, string_ids=True)
     groups = np.where(np.arange(100) < 30, "few", "many")

@@ -34,6 +34,7 @@ def test_the_package_first_chooses_legacy_keras(environment):
     assert done.stdout.startswith("tf_keras.")
 
 
+@pytest.mark.slow
 def test_keras_3_first_is_one_clear_sentence():
     done = python("import tensorflow; import tfrs_negatives")
     assert done.returncode == 1

@@ -122,6 +122,7 @@ def test_half_precision_trains_as_single(name):
     assert {v.dtype.name for v in model.task.variables} <= {"float32", "int64", "int32", "bool"}
 
 
+@pytest.mark.slow
 def test_an_overflow_is_skipped_and_leaves_no_trace():
     with policy("mixed_float16"):
         model = make_model(tf.keras.optimizers.SGD(0.1))
@@ -160,7 +161,8 @@ def test_the_whole_step_compiled_by_xla_trains_the_same(in_parts):
 # ------------------------------------------------------------------ chunks of rows
 
 
-@pytest.mark.parametrize("chunk", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("chunk", [5, 100])
+@pytest.mark.slow
 def test_chunks_of_rows_train_the_same(chunk):
     model = make_model(encode_chunk=chunk)
     assert_trains_as_plain(model, 1, loss_rtol=1e-5, rtol=1e-4, atol=2e-5)

@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text()
 GUIDE = (ROOT / "docs" / "adding_a_method.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
     code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
     monkeypatch.chdir(tmp_path)

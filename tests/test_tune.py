@@ -558,6 +558,7 @@ def source(log_file):
     return f"data.source=csv:{log_file}"
 
 
+@pytest.mark.slow
 def test_the_command_tunes_on_the_validation_part_only(
     call, source, config, tmp_path, monkeypatch, caplog
 ):
