@@ -30,8 +30,8 @@ from tfrs_negatives.step.losses import (
     SampledSoftmax,
     TripletHinge,
     TripletLogistic,
-    masked_log_sum_exp,
 )
+from tfrs_negatives.step.losses.log_sums import masked_log_sum_exp
 from tfrs_negatives.step.masks import known_positives
 from tfrs_negatives.step.masks.apply import GivenMask
 from tfrs_negatives.step.masks.keep import AccidentalHits, ScoreMargin

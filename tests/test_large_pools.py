@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.step.blocks import chunked_log_sum_exp, columns_within
-from tfrs_negatives.step.losses import masked_log_sum_exp
+from tfrs_negatives.step.losses.log_sums import masked_log_sum_exp
 
 D = 3
 # Rows, columns, block: equal blocks, a rest, one block, a block too wide, blocks of one.

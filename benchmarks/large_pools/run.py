@@ -43,7 +43,7 @@ import tensorflow as tf
 
 from tfrs_negatives.core.files import write_text
 from tfrs_negatives.step.blocks import chunked_log_sum_exp, columns_within
-from tfrs_negatives.step.losses import masked_log_sum_exp
+from tfrs_negatives.step.losses.log_sums import masked_log_sum_exp
 
 HERE = Path(__file__).parent
 NUM_ROWS, WIDTH = 4096, 128

@@ -55,14 +55,13 @@ def sample_pools(samplers: Sequence[Sampler], batch: Batch, *, counted: bool) ->
         # A positive that no sampler can propose (all are off, or it is outside the catalogue) is
         # left as it is: divided by a count of 0 it would win against anything.
         positives = tf.where(positives > -math.inf, positives, 0.0)
-    pools = [_join(group, batch) for group in (shared, per_row) if group]
-    if not counted:
-        return pools
-    counts = {False: lambda ids: mixture_log_count([a.sampler for a in shared], ids, batch)}
-    counts[True] = lambda _: tf.concat([_own_counts(a.candidates) for a in per_row], axis=-1)
-    return [
-        p._replace(log_count=counts[p.per_row](p.ids), positive_log_count=positives) for p in pools
-    ]
+    pools = []
+    for group in (shared, per_row):
+        if group:
+            pool = _join(group, batch)
+            counts = _log_count(group, pool, batch) if counted else None
+            pools.append(pool._replace(log_count=counts, positive_log_count=positives))
+    return pools
 
 
 def _answer(number: int, sampler: Sampler, batch: Batch) -> _Answer:
@@ -81,9 +80,13 @@ def _answer(number: int, sampler: Sampler, batch: Batch) -> _Answer:
     return _Answer(number, sampler, candidates)
 
 
-def _own_counts(candidates: Candidates) -> tf.Tensor:
-    given = candidates.log_count
-    return tf.zeros(tf.shape(candidates.ids)) if given is None else given
+def _log_count(answers: Sequence[_Answer], pool: Pool, batch: Batch) -> tf.Tensor:
+    """Of candidates that were drawn, that of the mixture; of chosen ones, what they came with."""
+    if not pool.per_row:
+        return mixture_log_count([a.sampler for a in answers], pool.ids, batch)
+    all_of = [a.candidates for a in answers]
+    given = [tf.zeros(tf.shape(c.ids)) if c.log_count is None else c.log_count for c in all_of]
+    return tf.concat(given, axis=-1)
 
 
 def _join(answers: Sequence[_Answer], batch: Batch) -> Pool:

@@ -6,7 +6,6 @@ that needs log-sums only meets one block after the other, any other loss one blo
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import tensorflow as tf
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.step.blocks import chunked_log_sum_exp, columns_within
 from tfrs_negatives.step.correction import Correction, added
-from tfrs_negatives.step.losses import masked_log_sum_exp
+from tfrs_negatives.step.losses.log_sums import masked_log_sum_exp
 from tfrs_negatives.step.masks.apply import apply_masks, kept_by
 from tfrs_negatives.step.merge import slice_pool
 from tfrs_negatives.step.records import Batch, Excess, Loss, Mask, Miner, Pool, Scored
@@ -83,13 +82,13 @@ class Scorer(NamedTuple):
         # An empty slot is left out by its shift, which costs no pass over [B, C].
         shift = tf.where(pool.valid, added(bias, offsets.candidates), -math.inf)
         fixed = tf.stop_gradient(own), tf.stop_gradient(positive)
-        judge = _BlockJudge(self.masks, filters, pool, batch, fixed)
         undo = tf.stop_gradient(tf.where(pool.valid, bias - shift, 0.0))
+        judge = _BlockJudge(self.masks, filters, pool, batch, fixed, undo)
         return chunked_log_sum_exp(
             queries,
             vectors,
             shift,
-            keep=functools.partial(judge.keep, undo) if self.masks or filters else None,
+            keep=judge.keep if self.masks or filters else None,
             positive=own,
             block_width=_block_width(batch.queries, self.byte_budget),
             own_rows=pool.own_rows,
@@ -101,19 +100,28 @@ class Scorer(NamedTuple):
 
 
 class _BlockJudge(NamedTuple):
-    """Which candidates of a block count, from their logits."""
+    """Which candidates of a block count, from their logits.
+
+    Attributes:
+        masks: which candidates may count.
+        filters: miners that judge each candidate alone.
+        pool: C shared candidates.
+        batch: the step.
+        positive: logit and score of each row's positive, [B] both.
+        undo: [C], what takes the correction back.
+    """
 
     masks: Sequence[Mask]
     filters: Sequence[Miner]
     pool: Pool
     batch: Batch
     positive: tuple[tf.Tensor, tf.Tensor]
+    undo: tf.Tensor
 
-    def keep(self, undo: tf.Tensor, start: tf.Tensor, logit: tf.Tensor) -> tf.Tensor:
+    def keep(self, start: tf.Tensor, logit: tf.Tensor) -> tf.Tensor:
         """Returns [B, w] bool for the block that begins at `start`.
 
         Args:
-            undo: [C], what takes the correction back.
             start: int32 scalar.
             logit: [B, w].
         """
@@ -123,16 +131,12 @@ class _BlockJudge(NamedTuple):
         if self.filters:  # A miner is not to see the row's own positive among the negatives.
             kept = tf.not_equal(block.own_rows, tf.range(tf.shape(logit)[0])[:, None])
         positive_logit, positive_score = self.positive
-        score = logit + tf.slice(undo, [start], [width])
+        score = logit + tf.slice(self.undo, [start], [width])
         scored = Scored(
             positive_logit, logit, kept, positive_score, score, block.ids, block.sampler
         )
-        for mask in self.masks:
-            kept &= kept_by(mask, scored, self.batch)
-        scored = scored._replace(keep=kept)
-        for miner in self.filters:
-            scored = miner.mine(scored, self.batch)
-        return scored.keep
+        kept, _ = kept_by(self.masks, scored, self.batch)
+        return _mined_by(self.filters, scored._replace(keep=kept), self.batch).keep
 
 
 class ScoredPools:
@@ -233,9 +237,14 @@ def side_by_side(parts: Sequence[Scored]) -> Scored:
     return first._replace(**joined, per_row=kinds, has_own=False)
 
 
-def _filtered(scored: Scored, filters: Sequence[Miner], batch: Batch) -> Scored:
-    for miner in filters:
+def _mined_by(miners: Sequence[Miner], scored: Scored, batch: Batch) -> Scored:
+    for miner in miners:
         scored = miner.mine(scored, batch)
+    return scored
+
+
+def _filtered(scored: Scored, filters: Sequence[Miner], batch: Batch) -> Scored:
+    scored = _mined_by(filters, scored, batch)
     return scored._replace(num_kept=tf.reduce_sum(tf.cast(scored.keep, tf.float32)))
 
 

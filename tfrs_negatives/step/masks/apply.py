@@ -32,12 +32,7 @@ def apply_masks(
     Returns:
         The same with `keep`, and with `more_positives` where a mask names positives.
     """
-    keep, named = scored.keep, None
-    for mask in masks:
-        kept = kept_by(mask, scored, batch)
-        keep &= kept
-        if mask.names_positives:
-            named = ~kept if named is None else named | ~kept
+    keep, named = kept_by(masks, scored, batch)
     # Candidates of single rows are named as negatives: one that is a positive is a mistake there.
     if named is not None and not pool.per_row:
         marks = named & _other_items_once(pool, batch.positive_ids)
@@ -46,16 +41,27 @@ def apply_masks(
     return scored._replace(keep=keep)
 
 
-def kept_by(mask: Mask, scored: Scored, batch: Batch) -> tf.Tensor:
-    """Returns what one mask keeps, [B, C] bool.
+def kept_by(
+    masks: Sequence[Mask], scored: Scored, batch: Batch
+) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Asks every mask.
+
+    Returns:
+        What all of them keep of `scored.keep`, [B, C] bool; and what those that name positives
+        drop, [B, C] bool, None where none does.
 
     Raises:
-        InputError: if the mask answers with anything but booleans.
+        InputError: if a mask answers with anything but booleans.
     """
-    kept = tf.convert_to_tensor(mask.keep(scored, batch))
-    if kept.dtype != tf.bool:
-        raise bad_input(f"masks: {type(mask).__name__}.keep", "booleans", kept.dtype.name)
-    return kept
+    keep, named = scored.keep, None
+    for mask in masks:
+        kept = tf.convert_to_tensor(mask.keep(scored, batch))
+        if kept.dtype != tf.bool:
+            raise bad_input(f"masks: {type(mask).__name__}.keep", "booleans", kept.dtype.name)
+        keep &= kept
+        if mask.names_positives:
+            named = ~kept if named is None else named | ~kept
+    return keep, named
 
 
 class GivenMask(Mask):

@@ -1,0 +1,11 @@
+"""The miners: which of the candidates that the masks left are worth learning from.
+
+After a miner the candidates are no longer draws from the mixture, so the correction of what it
+chose is a heuristic: the literature mines without one, or ranks by corrected logits and keeps it.
+"""
+
+from tfrs_negatives.step.miners.hardest import Hardest, RandomOfTop
+from tfrs_negatives.step.miners.near_positive import SemiHard, WithinPositiveRadius
+from tfrs_negatives.step.miners.ranked import RankedMiner
+
+__all__ = ["Hardest", "RandomOfTop", "RankedMiner", "SemiHard", "WithinPositiveRadius"]

@@ -1,0 +1,36 @@
+"""What miners that compare candidates have in common."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import tensorflow as tf
+
+from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.step.records import Miner, Scored
+
+RankBy = Literal["logit", "score"]
+
+
+class RankedMiner(Miner):
+    """A miner that compares candidates by their logits or by their scores."""
+
+    def __init__(self, *, by: RankBy) -> None:
+        if by not in get_args(RankBy):
+            raise bad_input("by", f"one of {list(get_args(RankBy))}", repr(by))
+        self.by = by
+
+    def ranked(self, scored: Scored) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns what the candidates are compared by: the positive [B], the negatives [B, C]."""
+        positive, negatives = scored.positive_logit, scored.logit
+        if self.by == "score" and scored.score is not None:
+            positive, negatives = scored.positive_score, scored.score
+        return tf.stop_gradient(positive), tf.stop_gradient(negatives)
+
+
+def top(scored: Scored, values: tf.Tensor, k: int) -> tf.Tensor:
+    """Returns [B, min(k, C)] int32: the candidates with the largest values, kept ones first."""
+    # The row's own positive is never chosen, so it is no place to fill.
+    width, own = values.shape[1], int(scored.has_own)
+    k = tf.minimum(k, tf.shape(values)[1] - own) if width is None else min(k, width - own)
+    return tf.math.top_k(tf.where(scored.keep, values, values.dtype.min), k).indices
