@@ -1,4 +1,5 @@
 from .interactions import Interactions as Interactions
+from .query_batches import QueryBatches as QueryBatches
 from .retrieval_data import RetrievalData as RetrievalData
 from .sources.load import load as load
 from .sources.synthetic import SyntheticTruth as SyntheticTruth

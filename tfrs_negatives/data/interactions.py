@@ -341,7 +341,7 @@ class Interactions:
         def rows_of(step: tf.Tensor) -> tf.Tensor:
             first = step % num_steps * batch_size
             positions = tf.range(first, tf.minimum(first + batch_size, num_events))
-            return _shuffled(positions, num_events, seed=seed, epoch=step // num_steps)
+            return shuffled(positions, num_events, seed=seed, epoch=step // num_steps)
 
         rows = tf.data.Dataset.counter(start_step).map(rows_of)
         return self.gather_rows(rows, item_key=item_key)
@@ -373,7 +373,7 @@ def check_batch_size(batch_size: Any) -> None:
         raise bad_input("batch_size", "at least 1", batch_size)
 
 
-def _shuffled(positions: tf.Tensor, num_events: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+def shuffled(positions: tf.Tensor, num_events: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
     """Positions [m] in the order of an epoch -> row numbers [m], a permutation of all rows."""
     # The cipher uses few low bits of each of the three words of its key, so plain numbers for seed
     # and epoch would repeat after 256 epochs. With the 4 rounds of

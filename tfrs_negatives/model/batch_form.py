@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -58,6 +58,7 @@ def check_data(
     return specs
 
 
+_RAGGED = (tf.RaggedTensor, tf.RaggedTensorSpec)
 _DATA = "a dict of columns, or a dataset or generator of such dicts"
 
 
@@ -94,6 +95,41 @@ def batch_features(batch: Any, item_key: str) -> dict[str, Any]:
     if WEIGHTS in features:
         raise bad_input(WEIGHTS, "a column of the batch or an argument", "both")
     return {**features, WEIGHTS: weights}
+
+
+class Rows(NamedTuple):
+    """The rows of a batch, one for each positive.
+
+    Attributes:
+        ids: [B] the ids of the positives.
+        weights: [B] numbers, or None.
+        query_of_row: [B] int64, whose positive each is; None where row i is that of query i.
+        features: the columns that are of queries.
+    """
+
+    ids: tf.Tensor
+    weights: tf.Tensor | None
+    query_of_row: tf.Tensor | None
+    features: Features
+
+
+def rows_of(features: Features, item_key: str) -> Rows:
+    """Returns the rows of a batch whose ids are [B], or of a query each, [Q, n_i].
+
+    Args:
+        features: the batch, which `check_columns` has seen.
+        item_key: the column of the positives' ids.
+
+    Example:
+        >>> rows_of({"item_id": tf.ragged.constant([[7, 8], [9]])}, "item_id").ids.numpy().tolist()
+        [7, 8, 9]
+    """
+    ids, weights = features[item_key], features.get(WEIGHTS)
+    if not isinstance(ids, tf.RaggedTensor):
+        return Rows(tf.ensure_shape(ids, [None]), weights, None, features)
+    of_queries = {n: x for n, x in features.items() if n not in (item_key, WEIGHTS)}
+    flat = None if weights is None else weights.flat_values
+    return Rows(ids.flat_values, flat, ids.value_rowids(), of_queries)
 
 
 def as_dicts(x: Any, item_key: str) -> Any:
@@ -141,7 +177,8 @@ def check_columns(features: Features, *, item_key: str, columns: Sequence[str] =
         columns: others that must be there.
 
     Raises:
-        InputError: if a column is missing, the ids are not [B], or the weights are no numbers [B].
+        InputError: if a column is missing, the ids are neither [B] nor ragged [Q, n_i], or the
+            weights are not one number for each of them.
     """
     missing = sorted({item_key, *columns} - set(features))
     if missing:
@@ -149,11 +186,17 @@ def check_columns(features: Features, *, item_key: str, columns: Sequence[str] =
             f"{name!r} of item ids" if name == item_key else f"{name!r}" for name in missing
         )
         raise bad_input("batch", f"a column {names}", f"the columns {sorted(map(str, features))}")
-    shape = tf.TensorShape(features[item_key].shape)
-    if shape.rank not in (None, 1):
-        raise bad_input(f"batch[{item_key!r}]", "one id per row, shape [B]", f"shape {shape}")
-    if WEIGHTS in features:
-        _check_weights(features[WEIGHTS], shape[:1] if shape.rank else tf.TensorShape([None]))
+    ids, weights = features[item_key], features.get(WEIGHTS)
+    shape, several = tf.TensorShape(ids.shape), isinstance(ids, _RAGGED)
+    if shape.rank not in (None, 2 if several else 1):
+        rule = "one id per row, shape [B], or a ragged row of ids for each query"
+        raise bad_input(f"batch[{item_key!r}]", rule, f"shape {shape}")
+    if weights is not None and several:
+        if not isinstance(weights, _RAGGED) or tf.TensorShape(weights.shape).rank != 2:
+            rule = f"a number for each id of {item_key!r}, ragged as they are"
+            raise bad_input(WEIGHTS, rule, f"shape {weights.shape}")
+    elif weights is not None:
+        _check_weights(weights, shape[:1] if shape.rank else tf.TensorShape([None]))
 
 
 def row_weights(weights: tf.Tensor, num_rows: tf.Tensor) -> tf.Tensor:

@@ -117,6 +117,41 @@ def uniform_negative_sampling(*, num_uniform: int = 1024) -> Preset:
 
 
 @recipe
+def all_positives(*, num_uniform: int = 2048, history: bool = True) -> Preset:
+    """Every positive of a query against items drawn uniformly, in batches of whole queries.
+
+    A batch is of queries, each with all of its positives (`tfn.data.QueryBatches`; `batches.order:
+    by_query`): the towers see each query and each item once and the candidates are scored once for
+    each query, which makes this the fastest way to train on long histories.
+
+    Args:
+        items: the catalogue to draw from.
+        num_uniform: how many uniform candidates.
+        history: the training log; what a query has chosen in it is no negative of it. Without one
+            only the positives of the batch are none.
+        **options: any keyword of `Retrieval`.
+
+    Returns:
+        The task.
+
+    Example:
+        >>> task = all_positives(ItemCatalogue([1, 2, 3]), num_uniform=2)
+        >>> [sampler.name for sampler in task.negatives]
+        ['uniform']
+
+    Source: the loss over all positives of a query of the thesis on cross-batch NGAME, with the
+        uniform candidates of Yang et al., WWW 2020.
+    """
+    return {
+        "negatives": [_uniform(num_uniform)],
+        "masks": ["known_positives"] if history else [],
+        "frequency": None,
+        "correct": None,
+        "order": "by_query",
+    }
+
+
+@recipe
 def mixed_negative_sampling(*, num_uniform: int = 8192) -> Preset:
     """In-batch negatives and items drawn uniformly from the catalogue, corrected as one mixture.
 

@@ -23,6 +23,7 @@ from tfrs_negatives.model.batch_form import (
     check_data,
     one_sentence,
     row_weights,
+    rows_of,
 )
 from tfrs_negatives.step.batch import catalogues_of
 from tfrs_negatives.step.frequency import StreamingFrequency
@@ -48,6 +49,10 @@ class TwoTower(tfrs.Model):
     The item tower reads the catalogue's features of each batch's items, so the log needs no item
     columns but the id. A batch is a dict of columns without labels. Its `sample_weight` [B], or
     that of `fit(x, sample_weight=...)`, weighs its rows: finite numbers, none negative.
+
+    Where the ids are a `tf.RaggedTensor` [Q, n_i] (`tfn.data.QueryBatches`), a row is a query with
+    all of its positives: the towers see each query and each distinct item once, every positive has
+    a term in the loss, and the positives of a query are no negatives of it.
 
     Args:
         query_tower: a dict of query features [B, ...], also ragged ones -> [B, D]. One that has no
@@ -197,22 +202,30 @@ class TwoTower(tfrs.Model):
         check_columns(features, item_key=self.item_key, columns=columns)
         self.query_columns.check(features)
         self._learn_columns(features)
-        ids = tf.ensure_shape(features[self.item_key], [None])
-        rows = self.items.rows(ids, name=self.item_key)
-        known = f"`{self.item_key}`: expected only items of the catalogue"
-        with tf.control_dependencies(assert_each(rows >= 0, known, ids)):
-            item_features = self.items.gather(rows)
-        weights = features.get(WEIGHTS)
+        ids, weights, query_of_row, features = rows_of(features, self.item_key)
         return self.task(
             self._run(self.query_tower, features, training),
-            self._run(self.item_tower, item_features, training),
+            self._embed_positives(ids, training, repeated=query_of_row is not None),
             sample_weight=None if weights is None else row_weights(weights, tf.size(ids)),
             candidate_ids=ids,
             compute_metrics=not training,
             features=features,
             encode_items=lambda f, training=training: self._run(self.item_tower, f, training),
+            query_of_row=query_of_row,
             training=training,
         )
+
+    def _embed_positives(self, ids: tf.Tensor, training: bool, *, repeated: bool) -> tf.Tensor:
+        rows = self.items.rows(ids, name=self.item_key)
+        known = f"`{self.item_key}`: expected only items of the catalogue"
+        with tf.control_dependencies(assert_each(rows >= 0, known, ids)):
+            rows = tf.identity(rows)
+        if not repeated:
+            return self._run(self.item_tower, self.items.gather(rows), training)
+        # Several queries have the same popular items: the tower sees each of them once.
+        distinct, place = tf.unique(rows)
+        vectors = self._run(self.item_tower, self.items.gather(distinct), training)
+        return tf.gather(vectors, place)
 
     def train_step(self, batch: Any) -> dict[str, tf.Tensor]:
         """One step of `fit`; the logs are means over the epoch, not the last batch."""
@@ -240,7 +253,7 @@ class TwoTower(tfrs.Model):
     def _log(self, losses: tuple[tf.Tensor, ...], features: Features) -> dict[str, tf.Tensor]:
         # Each replica has a part of every loss; the trackers add up values and weights.
         # A sum over the batch already weighs each batch by its rows.
-        rows = place_of_rows(tf.shape(features[self.item_key])[0])[1]
+        rows = place_of_rows(tf.size(rows_of(features, self.item_key).ids))[1]
         weight = tf.cast(rows, tf.float32) if self.task.reduction == "mean" else tf.ones([])
         for tracker, value in zip(self.loss_trackers, losses, strict=True):
             # A batch without any row has no mean.

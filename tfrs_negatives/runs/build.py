@@ -12,10 +12,11 @@ import tensorflow as tf
 
 from tfrs_negatives.clustering import ClusteredBatches, doubling
 from tfrs_negatives.core.part import find_own
-from tfrs_negatives.data import RetrievalData
+from tfrs_negatives.data import QueryBatches, RetrievalData
 from tfrs_negatives.model.optimizers import SparseAdam
 from tfrs_negatives.model.two_tower import TwoTower
-from tfrs_negatives.runs.config import ModelConfig, RunConfig
+from tfrs_negatives.runs.config import RunConfig
+from tfrs_negatives.runs.sections import ModelConfig
 from tfrs_negatives.step.arguments import Run
 from tfrs_negatives.step.score import ItemBias
 from tfrs_negatives.step.task import Retrieval
@@ -83,8 +84,8 @@ def build_model(config: RunConfig, data: RetrievalData, learned: Learned | None 
 
 def build_batches(
     config: RunConfig, data: RetrievalData, *, item_key: str
-) -> ClusteredBatches | None:
-    """Builds the batches of similar queries; None where the order is random.
+) -> ClusteredBatches | QueryBatches | None:
+    """Builds the batches of similar queries, or of whole ones; None where the order is random.
 
     Args:
         config: the run.
@@ -97,6 +98,8 @@ def build_batches(
     options = config.batches
     if config.order == "random":
         return None
+    if config.order == "by_query":
+        return _query_batches(config, data, item_key)
     every = options.double_every or _epochs_per_doubling(config, data)
     size = doubling(options.cluster_size, every=every, most=options.max_cluster_size)
     return ClusteredBatches(
@@ -111,6 +114,21 @@ def build_batches(
     )
 
 
+def _query_batches(config: RunConfig, data: RetrievalData, item_key: str) -> QueryBatches:
+    most, seed = config.batches.max_positives, config.train.seed
+    size = config.train.batch_size
+    return QueryBatches(data.train, size, item_key=item_key, max_positives=most, seed=seed)
+
+
+def steps_per_epoch(config: RunConfig, data: RetrievalData) -> int:
+    """Returns how many batches an epoch of a run has."""
+    size = config.train.batch_size
+    if config.order == "by_query":
+        num_queries = len(next(iter(data.train.queries()[0].values())))
+        return -(-num_queries // size)
+    return data.train.steps_per_epoch(size)
+
+
 def _epochs_per_doubling(config: RunConfig, data: RetrievalData) -> int:
     """Returns the epochs after which the size doubles so that the largest clusters have a share."""
     options, num_queries = config.batches, len(next(iter(data.train.queries()[0].values())))
@@ -122,7 +140,7 @@ def _epochs_per_doubling(config: RunConfig, data: RetrievalData) -> int:
 def _optimizer(config: RunConfig, data: RetrievalData) -> tf.keras.optimizers.Optimizer:
     options, rate = config.train, config.train.learning_rate
     if options.schedule == "cosine":
-        steps = options.epochs * data.train.steps_per_epoch(options.batch_size)
+        steps = options.epochs * steps_per_epoch(config, data)
         rate = tf.keras.optimizers.schedules.CosineDecay(rate, steps)
     kwargs = {"unit_rows": True} if options.unit_rows else {}
     return OPTIMIZERS[options.optimizer](rate, **kwargs)
@@ -160,4 +178,10 @@ def _build_task(config: RunConfig, data: RetrievalData, counts: np.ndarray) -> R
         options["item_bias"] = ItemBias(data.items.ids, counts)
     options |= {"seed": config.train.seed, "logits_budget": config.train.logits_budget}
     run = Run(data.items, data.train, counts)
+    if config.order == "by_query":
+        # What a long history does not bring to a batch is not part of the stream either.
+        batches = _query_batches(config, data, data.items.item_key)
+        shares = batches.event_shares
+        drawn = np.bincount(data.train.item_rows(data.items), shares, len(data.items))
+        run = Run(data.items, data.train, drawn, batches.positives_per_query)
     return config.task.expansion.build(run, reduction="mean", **options)

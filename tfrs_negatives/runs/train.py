@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfrs_negatives.clustering import RefreshClusters
+from tfrs_negatives.clustering import ClusteredBatches, RefreshClusters
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.files import write_text
 from tfrs_negatives.data import Interactions, ItemTable, RetrievalData, load
@@ -24,7 +24,13 @@ from tfrs_negatives.index.saved.archive import read_manifest
 from tfrs_negatives.mining import MiningRules, MiningSummary, mine_hard_negatives
 from tfrs_negatives.model.two_tower import TwoTower
 from tfrs_negatives.runs import files
-from tfrs_negatives.runs.build import Learned, build_batches, build_model, learn_features
+from tfrs_negatives.runs.build import (
+    Learned,
+    build_batches,
+    build_model,
+    learn_features,
+    steps_per_epoch,
+)
 from tfrs_negatives.runs.checkpoints import Checkpoints, EpochClock, HistoryFile
 from tfrs_negatives.runs.config import RunConfig, load_config
 from tfrs_negatives.runs.describe import as_text, describe
@@ -135,7 +141,7 @@ def _fit(
     dataset, refresh, checkpoints = _resumed_batches(config, data, model, work / files.CHECKPOINTS)
     model.fit(
         dataset,
-        steps_per_epoch=data.train.steps_per_epoch(config.train.batch_size),
+        steps_per_epoch=steps_per_epoch(config, data),
         epochs=config.train.epochs,
         # Before the clock, whose seconds are to hold what the clusters cost.
         callbacks=[*refresh, clock, *extra, history, checkpoints, *callbacks],
@@ -157,12 +163,14 @@ def _resumed_batches(
 ) -> tuple[tf.data.Dataset, list[RefreshClusters], Checkpoints]:
     """Restores the model, and returns the batches from there on and the callbacks they need."""
     batches = build_batches(config, data, item_key=model.item_key)
-    track = {} if batches is None else {"clusters": batches.state}
+    clustered = batches if isinstance(batches, ClusteredBatches) else None
+    track = {} if clustered is None else {"clusters": clustered.state}
     every = config.train.checkpoint_every_steps
     checkpoints = Checkpoints(folder, every_steps=every, track=track)
     start = checkpoints.restore(model)
     if batches is not None:
-        return batches.dataset(start_step=start), [RefreshClusters(batches)], checkpoints
+        refresh = [] if clustered is None else [RefreshClusters(clustered)]
+        return batches.dataset(start_step=start), refresh, checkpoints
     size, seed = config.train.batch_size, config.train.seed
     stream = data.train.stream(size, item_key=model.item_key, seed=seed, start_step=start)
     return stream, [], checkpoints

@@ -36,11 +36,14 @@ class Run(NamedTuple):
         items: the catalogue of N items.
         log: the training log; None where there is none.
         counts: [N] the training events of each item; None where they are unknown.
+        positives_per_query: how many a query brings to a batch on average, where batches are of
+            queries; None elsewhere.
     """
 
     items: ItemCatalogue
     log: History | None = None
     counts: np.ndarray | None = None
+    positives_per_query: float | None = None
 
 
 PROVIDED: dict[str, Callable[[Run], Any]] = {
@@ -48,6 +51,7 @@ PROVIDED: dict[str, Callable[[Run], Any]] = {
     "probes": lambda run: run.items,
     "ids": lambda run: run.items.ids,
     "counts": lambda run: run.counts,
+    "positives_per_query": lambda run: run.positives_per_query,
     "history": lambda run: run.log,
     "log": lambda run: run.log,
 }

@@ -13,7 +13,7 @@ from tfrs_negatives.core.replicas import all_rows, place_of_rows
 from tfrs_negatives.core.types import EMPTY_ID, Features
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.ids import check_same_kind, id_kind, to_keys
-from tfrs_negatives.step.records import Batch
+from tfrs_negatives.step.records import Batch, Queries
 
 Encoder = Callable[..., tf.Tensor]
 
@@ -29,6 +29,8 @@ def make_batch(
     log_probability: Callable[[tf.Tensor], tf.Tensor],
     step: tf.Tensor,
     seed: int,
+    query_of_row: tf.Tensor | None = None,
+    positives_per_query: float | None = None,
 ) -> Batch:
     """Gathers the items of all replicas and keeps the queries of this one.
 
@@ -36,7 +38,7 @@ def make_batch(
     towers answer in.
 
     Args:
-        queries: [B, D] or [B, H, D].
+        queries: [B, D] or [B, H, D]; [Q, ...] beside a `query_of_row`.
         candidates: [n, D], n >= B; the first B are the positives.
         candidate_ids: [n] integers or strings, or None.
         features: the raw batch.
@@ -46,27 +48,35 @@ def make_batch(
         log_probability: ids -> log q.
         step: the number of this training step.
         seed: of the task.
+        query_of_row: [B] integers, whose positive each of the first B candidates is; None: row i is
+            that of query i.
+        positives_per_query: how many a query has on average in such batches; None: as many as here.
 
     Raises:
         InputError: if there are fewer candidates than queries, or not one id per candidate.
     """
+    ids = _keys(candidate_ids, candidates)
+    queries, candidates = tf.cast(queries, tf.float32), tf.cast(candidates, tf.float32)
+    grouped = None if query_of_row is None else _grouped(queries, features, query_of_row)
+    if grouped is not None:
+        queries = tf.gather(queries, grouped.of_rows)
+        features = {name: tf.gather(column, grouped.of_rows) for name, column in features.items()}
     rows, columns = queries.shape[0], candidates.shape[0]
     if None not in (rows, columns) and columns < rows:
         raise bad_input("candidate_embeddings", f"at least {rows} rows, one per query", columns)
-    ids = _keys(candidate_ids, candidates)
-    queries, candidates = tf.cast(queries, tf.float32), tf.cast(candidates, tf.float32)
-    num_rows, num_columns = tf.shape(queries)[0], tf.shape(candidates)[0]
-    first, total = place_of_rows(num_columns)
-    # Row i of this replica is column first + i; its extra candidates are nobody's positives.
-    own_rows = tf.range(total) - first
-    own_rows = tf.where((own_rows >= 0) & (own_rows < num_rows), own_rows, -1)
+    num_rows, all_ids = tf.shape(queries)[0], all_rows(ids)
+    expected = tf.cast(tf.shape(all_ids)[0], tf.float32)
+    if grouped is not None and positives_per_query is not None:
+        num_queries = place_of_rows(tf.shape(grouped.vectors)[0])[1]
+        expected = tf.cast(num_queries, tf.float32) * positives_per_query
     return Batch(
         queries=queries,
         positives=_first(candidates, queries),
         positive_ids=_first(ids, queries),
         items=all_rows(candidates),
-        item_ids=all_rows(ids),
-        own_rows=own_rows,
+        item_ids=all_ids,
+        own_rows=_own_rows(num_rows, tf.shape(candidates)[0], grouped),
+        expected_items=expected,
         num_queries=place_of_rows(num_rows)[1],
         sample_weight=sample_weight,
         features=features,
@@ -75,7 +85,25 @@ def make_batch(
         log_probability=log_probability,
         encode_items=encode_items or _no_item_tower,
         encode_probes=_without_training(encode_items or _no_item_tower),
+        grouped=grouped,
     )
+
+
+def _grouped(queries: tf.Tensor, features: Features, query_of_row: tf.Tensor) -> Queries:
+    of_rows = tf.cast(query_of_row, tf.int32)
+    if of_rows.shape.rank != 1:
+        raise bad_input("query_of_row", "the number of a query per row, [B]", of_rows.shape)
+    return Queries(queries, features, of_rows)
+
+
+def _own_rows(num_rows: tf.Tensor, num_columns: tf.Tensor, grouped: Queries | None) -> tf.Tensor:
+    # Row i of this replica is column first + i; its extra candidates are nobody's positives.
+    first, total = place_of_rows(num_columns)
+    if grouped is not None:
+        around = [[first, total - first - num_rows]]
+        return tf.pad(grouped.of_rows, around, constant_values=-1)
+    rows = tf.range(total) - first
+    return tf.where((rows >= 0) & (rows < num_rows), rows, -1)
 
 
 class TaskParts(Protocol):

@@ -181,9 +181,12 @@ class ExactFrequency(Frequency, tf.keras.layers.Layer):
     Args:
         ids: [N] item ids, integers or strings.
         counts: [N] how many training events each has.
+        positives_per_query: how many positives a query brings to a batch on average, in batches of
+            queries (`tfn.data.QueryBatches.positives_per_query`); None: as many as it brought.
 
     Raises:
-        InputError: if a count is negative or not finite, their sum is zero, or lengths differ.
+        InputError: if a count is negative or not finite, their sum is zero, or lengths differ, or
+            `positives_per_query` is not positive.
 
     Example:
         >>> frequency = ExactFrequency(["a", "b"], [3, 1])
@@ -192,8 +195,18 @@ class ExactFrequency(Frequency, tf.keras.layers.Layer):
         [0.25, 0.75]
     """
 
-    def __init__(self, ids: Any, counts: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        ids: Any,
+        counts: Any,
+        *,
+        positives_per_query: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**{"name": "frequency", "dtype": "float32", **kwargs})
+        if positives_per_query is not None and not positives_per_query > 0:
+            raise bad_input("positives_per_query", "a positive number", positives_per_query)
+        self.positives_per_query = positives_per_query
         self.items = ItemCatalogue(ids)
         self.counts = np.asarray(counts, np.float64)
         self._log_share = log_shares(self.items, self.counts)

@@ -15,7 +15,21 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from tfrs_negatives.core.part import Part
-from tfrs_negatives.core.types import Features
+from tfrs_negatives.core.types import EMPTY_ID, Features
+
+
+class Queries(NamedTuple):
+    """The Q queries of a batch in which a query has a row for each of its positives.
+
+    Attributes:
+        vectors: [Q, D] or [Q, H, D] float32.
+        features: the raw batch, [Q, ...].
+        of_rows: [B] int32, the query of each row.
+    """
+
+    vectors: tf.Tensor
+    features: Features
+    of_rows: tf.Tensor
 
 
 class Batch(NamedTuple):
@@ -25,13 +39,16 @@ class Batch(NamedTuple):
     every replica has the same candidates.
 
     Attributes:
-        queries: [B, D] float32, or [B, H, D] for queries of several vectors.
+        queries: [B, D] float32, or [B, H, D] for queries of several vectors; that of each row.
         positives: [B, D] float32, the positive of each query.
         positive_ids: [B] int64, `EMPTY_ID` where unknown.
         items: [n, D] float32, the positives of all queries of all replicas, and more items of the
             same stream where the caller has them.
         item_ids: [n] int64.
-        own_rows: [n] int32, the row of this replica whose positive each item is, -1 for none.
+        own_rows: [n] int32, the row of this replica whose positive each item is, -1 for none;
+            where `grouped`, the query. It is no negative there.
+        expected_items: scalar float32, how many items a batch like this has on average: n, or what
+            the frequency knows of it where `grouped`.
         num_queries: scalar int32, the rows of all replicas.
         sample_weight: [B] the weight of each row, or None.
         features: the raw batch, for parts that read a column of it.
@@ -41,6 +58,7 @@ class Batch(NamedTuple):
             stream yields this id, [m] float32. Raises where the task has no estimator.
         encode_items: item features -> vectors [m, D]. Raises where the task was given none.
         encode_probes: the same as in inference, for measurements; no gradient is taken.
+        grouped: the queries, where one may have several rows; None where each has one.
     """
 
     queries: tf.Tensor
@@ -49,6 +67,7 @@ class Batch(NamedTuple):
     items: tf.Tensor
     item_ids: tf.Tensor
     own_rows: tf.Tensor
+    expected_items: tf.Tensor
     num_queries: tf.Tensor
     sample_weight: tf.Tensor | None
     features: Features
@@ -57,6 +76,21 @@ class Batch(NamedTuple):
     log_probability: Callable[[tf.Tensor], tf.Tensor]
     encode_items: Callable[[Features], tf.Tensor]
     encode_probes: Callable[[Features], tf.Tensor]
+    grouped: Queries | None = None
+
+    @property
+    def owners(self) -> tf.Tensor:
+        """What `own_rows` calls each row, [B] int32: its number, or that of its query."""
+        return tf.range(tf.shape(self.queries)[0]) if self.grouped is None else self.grouped.of_rows
+
+    def of_queries(self) -> Batch:
+        """Returns the batch with a row for each query, for what asks nothing of a positive."""
+        if self.grouped is None:
+            return self
+        vectors, features, _ = self.grouped
+        nobody = tf.fill(tf.shape(vectors)[:1], tf.constant(EMPTY_ID, tf.int64))
+        unknown = {"positives": tf.zeros_like(vectors), "positive_ids": nobody}
+        return self._replace(queries=vectors, features=features, grouped=None, **unknown)
 
     @property
     def several_vectors(self) -> bool:
@@ -263,7 +297,14 @@ class Sampler(StepPart):
 
 
 class Frequency(Part):
-    """How probable each item is in the stream of positives."""
+    """How probable each item is in the stream of positives.
+
+    Attributes:
+        positives_per_query: how many positives a query brings to a batch on average, where that is
+            known and batches are of queries; None: as many as it brought.
+    """
+
+    positives_per_query: float | None = None
 
     def update(self, ids: tf.Tensor) -> None:
         """Counts one batch of ids [m] int64; ids equal to `EMPTY_ID` are ignored."""
@@ -280,10 +321,13 @@ class Mask(StepPart):
     Attributes:
         names_positives: whether what it drops holds a positive of the row, for this reason only.
         in_blocks: whether it may be asked for a part of the candidates.
+        by_query: whether rows of one query keep the same, so that it may be asked once for each
+            query: then it reads nothing of a row's positive.
     """
 
     names_positives = False
     in_blocks = True
+    by_query = False
 
     def keep(self, scored: Scored, batch: Batch) -> tf.Tensor:
         """Returns [B, C] bool, True where the candidate stays."""

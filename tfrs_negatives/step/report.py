@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfrs_negatives.core.replicas import all_rows, num_replicas
+from tfrs_negatives.core.replicas import all_rows, num_replicas, place_of_rows
 from tfrs_negatives.step.records import Batch, Pool
 
 
@@ -37,7 +37,13 @@ class StepReport(tf.keras.layers.Layer):
         self.empty_rows = tf.keras.metrics.Mean("empty_row_share") if has_miners else None
 
     def record(
-        self, pools: Sequence[Pool], batch: Batch, *, some: tf.Tensor, num_kept: tf.Tensor
+        self,
+        pools: Sequence[Pool],
+        batch: Batch,
+        *,
+        some: tf.Tensor,
+        num_kept: tf.Tensor,
+        by_query: bool = False,
     ) -> None:
         """Takes in one step.
 
@@ -46,9 +52,12 @@ class StepReport(tf.keras.layers.Layer):
             batch: the step.
             some: [B] bool, the rows of this replica that have any negative in the end.
             num_kept: how many candidates the masks left, over all rows of this replica.
+            by_query: whether the shared candidates are counted once for each query.
         """
-        num_candidates = self._record_pools(pools, batch)
-        self.num_queries.assign(batch.num_queries)
+        num_candidates = self._record_pools(pools, batch.of_queries() if by_query else batch)
+        grouped = batch.grouped
+        num_queries = None if grouped is None else place_of_rows(tf.shape(grouped.vectors)[0])[1]
+        self.num_queries.assign(batch.num_queries if num_queries is None else num_queries)
         self.num_replicas.assign(num_replicas())
         self.corrected.assign(pools[0].log_count is not None)
         if self.masked_share is not None:
@@ -73,7 +82,7 @@ class StepReport(tf.keras.layers.Layer):
                 own = self._by_sampler(tf.reduce_sum(valid, axis=0), pool)
                 own = tf.reduce_sum(all_rows(own[None]), axis=0)
                 per_sampler += own / tf.cast(batch.num_queries, tf.float32)
-            num_candidates -= tf.reduce_sum(tf.cast(pool.own_rows >= 0, tf.float32))
+            num_candidates -= _num_own(pool, batch)
         self.candidates.assign(per_sampler)
         return num_candidates
 
@@ -101,6 +110,15 @@ class StepReport(tf.keras.layers.Layer):
             f"{queries} queries, {_short(sum(counts))} candidates ({parts}), masked {masked}, "
             f"replicas {self.num_replicas.numpy()}"
         )
+
+
+def _num_own(pool: Pool, batch: Batch) -> tf.Tensor:
+    """Returns how many of the candidates are the rows' own positives, over all rows."""
+    if batch.grouped is None or pool.per_row:
+        return tf.reduce_sum(tf.cast(pool.own_rows >= 0, tf.float32))
+    rows = tf.math.bincount(batch.owners, minlength=tf.shape(batch.grouped.vectors)[0])
+    own = tf.boolean_mask(pool.own_rows, pool.own_rows >= 0)
+    return tf.cast(tf.reduce_sum(tf.gather(rows, own)), tf.float32)
 
 
 def _short(number: float) -> str:

@@ -46,11 +46,10 @@ class Scorer(NamedTuple):
         """Returns all candidates of a pool, scored, masked and corrected."""
         offsets = self.correction.offsets(pool)
         positive, score = self.affinity.scores(pool, batch)
-        rows = tf.range(tf.shape(positive)[0])
         scored = Scored(
             added(positive, offsets.positives),
             added(score, offsets.candidates),
-            pool.valid & tf.not_equal(pool.own_rows, rows[:, None]),
+            pool.valid & tf.not_equal(pool.own_rows, batch.owners[:, None]),
             positive,
             score,
             pool.ids,
@@ -73,25 +72,50 @@ class Scorer(NamedTuple):
             filters: miners that judge each candidate alone.
 
         Returns:
-            The excess of each row, and how many candidates counted over all rows.
+            The excess of each row, and how many candidates counted over all rows, or over all
+            queries where `by_query`.
         """
+        positive = self.affinity.positives(self.affinity.queries(batch), batch)
+        own = added(positive, self.correction.offsets(pool).positives)
+        if not self.by_query(batch, filters):
+            return self._log_sums(pool, batch, filters, (own, positive))
+        of_queries = batch.of_queries()
+        nothing = tf.zeros(tf.shape(of_queries.queries)[:1])
+        sums, num_kept = self._log_sums(pool, of_queries, (), (nothing, nothing))
+        some, value = (tf.gather(x, batch.owners) for x in sums)
+        return Excess(some, tf.where(some, value - own, 0.0)), num_kept
+
+    def by_query(self, batch: Batch, filters: Sequence[Miner]) -> bool:
+        """Returns whether the rows of one query have the same negatives, whose sum serves all."""
+        several = batch.grouped is not None
+        return several and not filters and all(mask.by_query for mask in self.masks)
+
+    def _log_sums(
+        self,
+        pool: Pool,
+        batch: Batch,
+        filters: Sequence[Miner],
+        positives: tuple[tf.Tensor, tf.Tensor],
+    ) -> tuple[Excess, tf.Tensor]:
+        """The same over positives whose logits and scores are given, [B] both."""
         queries, (vectors, bias) = self.affinity.queries(batch), self.affinity.linear(pool)
-        positive = self.affinity.positives(queries, batch)
-        offsets = self.correction.offsets(pool)
-        own = added(positive, offsets.positives)
         # An empty slot is left out by its shift, which costs no pass over [B, C].
-        shift = tf.where(pool.valid, added(bias, offsets.candidates), -math.inf)
+        shift = added(bias, self.correction.offsets(pool).candidates)
+        shift = tf.where(pool.valid, shift, -math.inf)
+        own, positive = positives
         fixed = tf.stop_gradient(own), tf.stop_gradient(positive)
         undo = tf.stop_gradient(tf.where(pool.valid, bias - shift, 0.0))
         judge = _BlockJudge(self.masks, filters, pool, batch, fixed, undo)
+        judged = bool(self.masks or filters) or batch.grouped is not None
         return chunked_log_sum_exp(
             queries,
             vectors,
             shift,
-            keep=judge.keep if self.masks or filters else None,
+            keep=judge.keep if judged else None,
             positive=own,
             block_width=_block_width(batch.queries, self.byte_budget),
-            own_rows=pool.own_rows,
+            # A query has several rows there, and the judge leaves its positives out.
+            own_rows=pool.own_rows if batch.grouped is None else None,
             byte_budget=self.byte_budget,
             learns_shift=self.affinity.item_bias is not None,
             # An item bias learns from the candidates of the past too.
@@ -128,8 +152,9 @@ class _BlockJudge(NamedTuple):
         width = tf.shape(logit)[1]
         block = slice_pool(self.pool, start, width)
         kept = tf.ones_like(logit, tf.bool)
-        if self.filters:  # A miner is not to see the row's own positive among the negatives.
-            kept = tf.not_equal(block.own_rows, tf.range(tf.shape(logit)[0])[:, None])
+        # A miner is not to see the row's own positive among the negatives.
+        if self.filters or self.batch.grouped is not None:
+            kept = tf.not_equal(block.own_rows, self.batch.owners[:, None])
         positive_logit, positive_score = self.positive
         score = logit + tf.slice(self.undo, [start], [width])
         scored = Scored(
@@ -148,6 +173,9 @@ class ScoredPools:
         batch: the step.
         at_once: whether somebody will read single scores.
         filters: miners that judge each candidate alone, not applied yet.
+
+    Attributes:
+        by_query: whether the shared candidates were counted once for each query, not for each row.
     """
 
     def __init__(
@@ -162,6 +190,7 @@ class ScoredPools:
         self.scorer, self.pools, self.batch, self.filters = scorer, pools, batch, filters
         self._all: Scored | None = None
         self._kept: tuple[tf.Tensor, tf.Tensor] | None = None
+        self.by_query = False
         can_mask = all(mask.in_blocks for mask in scorer.masks)
         self.at_once = at_once or pools[0].per_row or batch.several_vectors or not can_mask
 
@@ -194,7 +223,7 @@ class ScoredPools:
             scored = _filtered(self.scorer.whole(pool, self.batch), self.filters, self.batch)
             own = masked_log_sum_exp(scored.logit, scored.keep, positive=scored.positive_logit)
             some, num_kept = some | own.some, num_kept + scored.num_kept
-        self._kept = some, num_kept
+        self._kept, self.by_query = (some, num_kept), self.scorer.by_query(self.batch, self.filters)
         return loss.of_excess(shared, own)
 
     def known(self) -> Scored:

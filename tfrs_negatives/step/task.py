@@ -198,13 +198,14 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
         *,
         features: Features | None = None,
         encode_items: Callable[[Features], tf.Tensor] | None = None,
+        query_of_row: tf.Tensor | None = None,
         training: bool | None = None,
     ) -> tf.Tensor:
         """Computes the loss of one batch, and updates the state and the metrics.
 
         Args:
             query_embeddings: [B, D], or [B, H, D] for several vectors per query; the best one
-                counts.
+                counts. [Q, ...] beside a `query_of_row`.
             candidate_embeddings: [n, D], n >= B; row i < B is the positive of query i, rows from B
                 on are more negatives of the same stream.
             sample_weight: [B], the weight of each row's loss.
@@ -216,6 +217,9 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
             score_mask: [B, n] bool, False for a candidate that is no negative of a row.
             features: the raw batch, for parts that read a column of it.
             encode_items: item features -> [m, D], for samplers that propose other items.
+            query_of_row: [B] integers below Q, where a query has several positives: whose positive
+                each of the first B candidates is, each a row with a loss of its own. None: row i is
+                that of query i. The positives that a query has in the batch are no negatives of it.
             training: whether this is a training step. Only then do frequencies and draws move on; a
                 composition that has none may leave it out.
 
@@ -227,6 +231,8 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
                 shape.
         """
         self._check_call(score_mask, candidate_ids, training)
+        self._check_rows(query_of_row)
+        rate = self.frequency
         batch = make_batch(
             query_embeddings,
             candidate_embeddings,
@@ -237,6 +243,8 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
             log_probability=self.frequency.log_probability if self.frequency else _no_frequency,
             step=self._next_step(candidate_embeddings, candidate_ids, training),
             seed=self.seed,
+            query_of_row=query_of_row,
+            positives_per_query=None if rate is None else rate.positives_per_query,
         )
         if training:
             self._count(batch)
@@ -277,6 +285,12 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
             raise bad_input("candidate_ids", "ids, because masks or a frequency need them", None)
         if candidate_ids is not None:
             check_id_kinds(catalogues_of(self), candidate_ids)
+
+    def _check_rows(self, query_of_row: tf.Tensor | None) -> None:
+        one_hot = isinstance(self.loss_function, KerasLoss) or self.batch_metrics
+        if query_of_row is not None and one_hot:
+            rule = "None beside a Keras loss or batch metrics, whose labels have one positive a row"
+            raise bad_input("query_of_row", rule, "several positives of a query")
 
     def _count(self, batch: Batch) -> None:
         self.step.assign(batch.step)
@@ -322,7 +336,7 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
 
     def _update_parts(self, batch: Batch, pools: Sequence[Pool], scored: ScoredPools) -> None:
         some, num_kept = scored.kept()
-        self.report.record(pools, batch, some=some, num_kept=num_kept)
+        self.report.record(pools, batch, some=some, num_kept=num_kept, by_query=scored.by_query)
         with tf.control_dependencies([batch.step]):
             for part in self._parts:
                 part.update(batch, scored.known())

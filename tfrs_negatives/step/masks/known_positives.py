@@ -73,6 +73,7 @@ class KnownPositives(Mask):
     """
 
     names_positives = True
+    by_query = True
 
     def __init__(
         self, history: History, items: ItemCatalogue, *, static_shapes: bool = False

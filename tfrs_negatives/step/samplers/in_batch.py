@@ -14,7 +14,8 @@ class InBatch(Sampler):
 
     The expected count of an item is n q, for n candidates drawn from the stream of positives with
     probability q each. Extra candidate rows that the caller passes to the task are candidates of
-    the same stream.
+    the same stream. In batches of queries with all of their positives n is what such a batch has on
+    average, where the frequency knows it.
 
     Example:
         >>> InBatch().name
@@ -32,5 +33,4 @@ class InBatch(Sampler):
 
     def log_count(self, ids: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Returns log(n q), float32, the shape of ids."""
-        num_items = tf.cast(tf.shape(batch.item_ids)[0], tf.float32)
-        return tf.math.log(num_items) + batch.log_probability(ids)
+        return tf.math.log(batch.expected_items) + batch.log_probability(ids)
