@@ -43,7 +43,7 @@ def context_of(step=1, items=ITEMS):
         features={},
         sample_weight=None,
         encode_items=lambda features: tf.ones([tf.shape(features["item_id"])[0], 1]),
-        log_probability=lambda ids: tf.zeros(tf.shape(ids)),
+        frequency=None,
         step=tf.constant(step, tf.int64),
         seed=3,
     )

@@ -35,7 +35,7 @@ def context():
         features={"index_items": INDEX_ITEMS},
         encode_items=encode,
         sample_weight=None,
-        log_probability=SHARES.log_probability,
+        frequency=SHARES,
         step=tf.constant(2, tf.int64),
         seed=1,
     )

@@ -13,7 +13,7 @@ from tfrs_negatives.core.replicas import all_rows, place_of_rows
 from tfrs_negatives.core.types import EMPTY_ID, Features
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.ids import check_same_kind, id_kind, to_keys
-from tfrs_negatives.step.records import Batch, Queries
+from tfrs_negatives.step.records import Batch, Frequency, Queries
 
 Encoder = Callable[..., tf.Tensor]
 
@@ -26,11 +26,10 @@ def make_batch(
     features: Features,
     encode_items: Encoder | None,
     sample_weight: tf.Tensor | None,
-    log_probability: Callable[[tf.Tensor], tf.Tensor],
+    frequency: Frequency | None,
     step: tf.Tensor,
     seed: int,
     query_of_row: tf.Tensor | None = None,
-    positives_per_query: float | None = None,
 ) -> Batch:
     """Gathers the items of all replicas and keeps the queries of this one.
 
@@ -45,12 +44,11 @@ def make_batch(
         sample_weight: [B] or [B, 1], the weight of each row's loss, or None.
         encode_items: item features -> [m, D]; where it takes `training`, probes are encoded with
             False.
-        log_probability: ids -> log q.
+        frequency: of the items in the stream of positives, or None.
         step: the number of this training step.
         seed: of the task.
         query_of_row: [B] integers, whose positive each of the first B candidates is; None: row i is
             that of query i.
-        positives_per_query: how many a query has on average in such batches; None: as many as here.
 
     Raises:
         InputError: if there are fewer candidates than queries, or not one id per candidate.
@@ -65,10 +63,6 @@ def make_batch(
     if None not in (rows, columns) and columns < rows:
         raise bad_input("candidate_embeddings", f"at least {rows} rows, one per query", columns)
     num_rows, all_ids = tf.shape(queries)[0], all_rows(ids)
-    expected = tf.cast(tf.shape(all_ids)[0], tf.float32)
-    if grouped is not None and positives_per_query is not None:
-        num_queries = place_of_rows(tf.shape(grouped.vectors)[0])[1]
-        expected = tf.cast(num_queries, tf.float32) * positives_per_query
     return Batch(
         queries=queries,
         positives=_first(candidates, queries),
@@ -76,13 +70,13 @@ def make_batch(
         items=all_rows(candidates),
         item_ids=all_ids,
         own_rows=_own_rows(num_rows, tf.shape(candidates)[0], grouped),
-        expected_items=expected,
+        expected_items=_expected_items(all_ids, grouped, frequency),
         num_queries=place_of_rows(num_rows)[1],
         sample_weight=sample_weight,
         features=features,
         step=step,
         seed=tf.stack([seed, tf.cast(step, tf.int32)]),
-        log_probability=log_probability,
+        log_probability=_no_frequency if frequency is None else frequency.log_probability,
         encode_items=encode_items or _no_item_tower,
         encode_probes=_without_training(encode_items or _no_item_tower),
         grouped=grouped,
@@ -94,6 +88,15 @@ def _grouped(queries: tf.Tensor, features: Features, query_of_row: tf.Tensor) ->
     if of_rows.shape.rank != 1:
         raise bad_input("query_of_row", "the number of a query per row, [B]", of_rows.shape)
     return Queries(queries, features, of_rows)
+
+
+def _expected_items(
+    ids: tf.Tensor, grouped: Queries | None, frequency: Frequency | None
+) -> tf.Tensor:
+    each = None if frequency is None else frequency.positives_per_query
+    if grouped is None or each is None:
+        return tf.cast(tf.shape(ids)[0], tf.float32)
+    return each * tf.cast(place_of_rows(tf.shape(grouped.vectors)[0])[1], tf.float32)
 
 
 def _own_rows(num_rows: tf.Tensor, num_columns: tf.Tensor, grouped: Queries | None) -> tf.Tensor:
@@ -165,6 +168,10 @@ def _without_training(encode: Encoder) -> Encoder:
     if "training" not in inspect.signature(call).parameters:
         return encode
     return lambda features: encode(features, training=False)
+
+
+def _no_frequency(_ids: tf.Tensor) -> tf.Tensor:
+    raise bad_input("frequency", "an estimator, because a sampler needs it", None)
 
 
 def _no_item_tower(_features: Features) -> tf.Tensor:

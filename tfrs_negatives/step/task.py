@@ -232,7 +232,6 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
         """
         self._check_call(score_mask, candidate_ids, training)
         self._check_rows(query_of_row)
-        rate = self.frequency
         batch = make_batch(
             query_embeddings,
             candidate_embeddings,
@@ -240,11 +239,10 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
             features=features or {},
             encode_items=encode_items,
             sample_weight=sample_weight,
-            log_probability=self.frequency.log_probability if self.frequency else _no_frequency,
+            frequency=self.frequency,
             step=self._next_step(candidate_embeddings, candidate_ids, training),
             seed=self.seed,
             query_of_row=query_of_row,
-            positives_per_query=None if rate is None else rate.positives_per_query,
         )
         if training:
             self._count(batch)
@@ -358,7 +356,3 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
         if self.reduction == "sum":
             return total
         return total / tf.cast(batch.num_queries, total.dtype)
-
-
-def _no_frequency(_ids: tf.Tensor) -> tf.Tensor:
-    raise bad_input("frequency", "an estimator, because a sampler needs it", None)
