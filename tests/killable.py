@@ -45,6 +45,7 @@ def make_model(optimizer="sparse_adam", seed=0):
                 "model.item_bias=true",
                 "task.recipe.num_uniform=7",
                 "task.masks=[accidental_hits]",
+                "task.loss={sl_at_k: {k: 3, width: 5.0}}",
                 "train.learning_rate=0.05",
                 f"train.optimizer={optimizer}",
             ]

@@ -6,7 +6,16 @@ import math
 
 import numpy as np
 
-MEANS = ("recall", "normalized_recall", "precision", "hit_rate", "ndcg", "mrr", "map")
+MEANS = (
+    "recall",
+    "normalized_recall",
+    "precision",
+    "hit_rate",
+    "ndcg",
+    "mrr",
+    "map",
+    "partial_auc",
+)
 
 
 def ranked_list(scores, relevant, seen):
@@ -29,7 +38,16 @@ def metrics_of_query(ranked, relevant, k):
         "ndcg": dcg / ideal,
         "mrr": 1 / first[0] if first else 0.0,
         "map": sum(h * p for h, p in zip(hit, precision_at, strict=True)) / min(k, len(relevant)),
+        "partial_auc": partial_auc(ranked, relevant, k),
     }
+
+
+def partial_auc(ranked, relevant, k):
+    """Of all pairs of a relevant item and one of the k best others, how many stand rightly."""
+    others = [row for row in ranked if row not in relevant][:k]
+    right = sum(ranked.index(i) < ranked.index(j) for i in relevant for j in others)
+    # Others that there are not stand below.
+    return (right + len(relevant) * (k - len(others))) / (len(relevant) * k)
 
 
 def slice_of_each_item(counts):

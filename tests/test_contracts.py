@@ -24,10 +24,19 @@ from tfrs_negatives.model.two_tower import TwoTower
 from tfrs_negatives.step.frequency import ExactFrequency, StreamingFrequency
 from tfrs_negatives.step.losses import (
     BPR,
+    BSL,
+    CCL,
+    GBCE,
+    PSL,
     DecoupledSoftmax,
     EasyHardMixture,
+    NonSampling,
     PointwiseBCE,
     SampledSoftmax,
+    SLAtK,
+    SoftmaxOverPositives,
+    SoftPartialAUC,
+    SoftTopK,
     TripletHinge,
     TripletLogistic,
 )
@@ -178,6 +187,40 @@ PARTS = {
     "TripletHinge focus": lambda: {"loss": TripletHinge(1.0, focus=0.5)},
     "TripletLogistic": lambda: {"loss": TripletLogistic(2.0)},
     "PointwiseBCE": lambda: {"loss": PointwiseBCE(2)},
+    "SoftmaxOverPositives": lambda: {
+        "loss": SoftmaxOverPositives(),
+        "masks": [KnownPositives(HISTORY, CATALOGUE, static_shapes=True)],
+    },
+    "SoftTopK": lambda: {"loss": SoftTopK(2, 0.5)},
+    "SoftTopK corrected": lambda: {
+        "negatives": [InBatch(), Explicit("rejected", CATALOGUE)],
+        "loss": SoftTopK(1, 0.5),
+        "frequency": exact(),
+    },
+    "SLAtK": lambda: {
+        "loss": SLAtK(HISTORY, 2, width=4.0),
+        "masks": [AccidentalHits(more_positives="liked")],
+    },
+    "CCL": lambda: {"loss": CCL(-0.2, 2.0), "similarity": "cosine", "frequency": exact()},
+    "GBCE": lambda: {"loss": GBCE(0.8), "frequency": exact(), "temperature": 0.2},
+    # The gradient of a square grows with the score, so cosines for float16.
+    "NonSampling": lambda: {
+        "negatives": [Uniform(CATALOGUE, 5)],
+        "loss": NonSampling(0.5),
+        "similarity": "cosine",
+    },
+    "BSL": lambda: {
+        "loss": BSL(0.5, 1.2),
+        "masks": [KnownPositives(HISTORY, CATALOGUE, static_shapes=True)],
+        "similarity": "cosine",
+    },
+    "PSL": lambda: {"loss": PSL("tanh", 0.5), "similarity": "cosine", "frequency": exact()},
+    "PSL exp": lambda: {
+        "negatives": [InBatch(), Explicit("rejected", CATALOGUE)],
+        "loss": PSL("exp"),
+        "frequency": exact(),
+    },
+    "SoftPartialAUC": lambda: {"loss": SoftPartialAUC(0.5), "frequency": exact()},
 }
 every_part = pytest.mark.parametrize("part", PARTS)
 
@@ -199,6 +242,8 @@ COMPILED = (
     "DecoupledSoftmax corrected",
     "TripletHinge focus",
     "PointwiseBCE",
+    "SoftTopK corrected",
+    "SLAtK",
 )
 
 

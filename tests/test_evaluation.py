@@ -102,6 +102,8 @@ def test_every_metric_by_hand():
         "ndcg_at_2": (1 / math.log2(3) / ideal + 1) / 2,
         "mrr_at_2": (1 / 2 + 1) / 2,
         "map_at_2": ((1 / 2) / 2 + 1) / 2,
+        # Of the others 0 and 2, item 1 of query 0 is before one, items 3 and 4 before none.
+        "partial_auc_at_2": (1 / 6 + 1) / 2,
         "top_k_accuracy_at_2": 2 / 4,
         "coverage_at_2": 4 / 5,  # lists 0 1 and 4 3
         "mean_popularity_at_2": (4 + 3 + 0 + 2) / 4,

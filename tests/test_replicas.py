@@ -23,7 +23,16 @@ from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.model.optimizers import SparseAdam
 from tfrs_negatives.model.two_tower import TwoTower, describe_last_step
 from tfrs_negatives.step.frequency import ExactFrequency, StreamingFrequency
-from tfrs_negatives.step.losses import DecoupledSoftmax, EasyHardMixture, TripletHinge
+from tfrs_negatives.step.losses import (
+    BSL,
+    DecoupledSoftmax,
+    EasyHardMixture,
+    NonSampling,
+    SLAtK,
+    SoftPartialAUC,
+    SoftTopK,
+    TripletHinge,
+)
 from tfrs_negatives.step.masks.keep import AccidentalHits, ScoreMargin
 from tfrs_negatives.step.masks.known_positives import KnownPositives
 from tfrs_negatives.step.miners import Hardest, RandomOfTop, WithinPositiveRadius
@@ -116,6 +125,20 @@ COMPOSITIONS = {
         "masks": [AccidentalHits(more_positives="liked")],
         "miners": [WithinPositiveRadius(farthest="known", slack=1.0)],
         "loss": DecoupledSoftmax(),
+    },
+    "thresholds of queries": lambda: {
+        "negatives": [InBatch(), Uniform(ITEMS, 7)],
+        "frequency": streaming(),
+        "masks": [KnownPositives(HISTORY, ITEMS)],
+        "loss": SLAtK(HISTORY, 2, width=1.0),
+    },
+    "soft top-k": lambda: {"negatives": [Uniform(ITEMS, 9)], "loss": SoftTopK(3)},
+    "non-sampling": lambda: {"negatives": [Uniform(ITEMS, 9)], "loss": NonSampling(0.3)},
+    "partial auc": lambda: {"loss": SoftPartialAUC(0.3), "frequency": streaming()},
+    "bilateral": lambda: {
+        "loss": BSL(0.5, 1.1),
+        "masks": [AccidentalHits(more_positives="liked")],
+        "similarity": "cosine",
     },
     "everything": lambda: {
         "negatives": [

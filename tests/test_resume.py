@@ -73,6 +73,8 @@ def test_the_state_has_all_that_must_be_restored(uninterrupted):
     state, _ = uninterrupted["sparse_adam"]
     names = [name.split(":")[0] for name, _ in state]
     assert {"calls", "task_step", "table", "bias", "log_temperature", "iteration"} <= set(names)
+    (thresholds,) = [x for name, x in state if name.split(":")[0] == "thresholds"]
+    assert (thresholds != 0).any()
     numbers = [int(x) for name, x in state if name.split(":")[0] in ("calls", "task_step")]
     # The item tower runs twice in a step: on the batch and on the uniform draws.
     assert sorted(numbers) == [24, 24, 48]

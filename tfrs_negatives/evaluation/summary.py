@@ -27,6 +27,9 @@ class Evaluation:
         ndcg_at_k               Σ_{r<=k} hit_r / log2(r+1)  /  Σ_{r<=min(k, |rel|)} 1 / log2(r+1)
         mrr_at_k                1 / rank of the first hit, 0 without one
         map_at_k                Σ_{r<=k} hit_r · (hits up to r) / r  /  min(k, |rel|)
+        partial_auc_at_k        share of the pairs (held-out item, one of the k best others) in the
+                                right order; of all items this is the one-way partial area under the
+                                ROC curve up to a false positive rate of k / others
         head_recall_at_k, middle_..., tail_..., unseen_...
                                 recall of the held-out items of one slice, over the queries that
                                 have any there (only with a training log)
@@ -101,6 +104,8 @@ def query_metrics(ranks: Ranks, k: int) -> dict[str, np.ndarray]:
     num_relevant = np.bincount(queries)
     findable = np.minimum(num_relevant, k)
     hits = np.bincount(queries, hit)
+    # Those that stand before an item and are not held out; exact up to k.
+    others = rank - 1 - place
     ideal_gain = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
     return {
         "recall": hits / num_relevant,
@@ -110,6 +115,7 @@ def query_metrics(ranks: Ranks, k: int) -> dict[str, np.ndarray]:
         "ndcg": np.bincount(queries, hit / np.log2(rank + 1)) / ideal_gain[findable - 1],
         "mrr": np.bincount(queries, (hit & (place == 0)) / rank),
         "map": np.bincount(queries, hit * (place + 1) / rank) / findable,
+        "partial_auc": np.bincount(queries, np.maximum(1 - others / k, 0)) / num_relevant,
     }
 
 

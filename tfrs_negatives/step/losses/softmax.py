@@ -128,3 +128,42 @@ class DecoupledSoftmax(Loss):
         others = tf.where(marks, tf.math.softplus(excess.value[:, None] + lead), 0.0)
         number = 1.0 + tf.reduce_sum(tf.cast(marks, tf.float32), axis=1)
         return (own + tf.reduce_sum(others, axis=1)) / number
+
+
+@part("loss")
+class SoftmaxOverPositives(Loss):
+    """Sampled softmax of several positives per row, which compete with each other.
+
+        loss_i = 1 / |P_i| sum_{p in P_i} (z_i - s_ip)
+        z_i    = log(sum_{p in P_i} exp(s_ip) + sum_{j kept} exp(s_ij))
+
+    P_i are the row's own positive and the candidates that hold another item which a mask knows to
+    be one, as in `DecoupledSoftmax`. All of them stay in the denominator: they share the
+    probability of 1, and at the optimum each has 1 / |P_i|.
+
+    Example:
+        >>> from tfrs_negatives.step.records import MorePositives
+        >>> keep, marks = tf.constant([[True, True, False]]), tf.constant([[False, False, True]])
+        >>> more = MorePositives(marks, tf.zeros([1, 3]), tf.zeros([1, 3]))
+        >>> scored = Scored(tf.zeros([1]), tf.zeros([1, 3]), keep, more_positives=more)
+        >>> round(float(SoftmaxOverPositives()(scored)[0]), 4)     # log 4, for both positives
+        1.3863
+
+    Relations: where no mask knows another positive this is `SampledSoftmax`. With one positive
+        drawn per row it is `SampledSoftmax` without a mask.
+
+    Source: the softmax of Gupta et al., ICLR 2024 (DEXML), which sums over the positives of a query
+        where this is the mean, so that a query with many of them weighs no more.
+    """
+
+    def __call__(self, scored: Scored, batch: Batch | None = None) -> tf.Tensor:
+        """Returns [B] float32; 0 with gradient 0 for a row without negatives."""
+        positive, more = scored.positive_logit, scored.more_positives
+        excess = masked_log_sum_exp(scored.logit, scored.keep, positive=positive)
+        if more is None:
+            return softmax_loss(excess)
+        marks = more.marks & excess.some[:, None]
+        others = masked_log_sum_exp(more.logit, marks, positive=positive)
+        lead = tf.where(marks, more.logit - positive[:, None], 0.0)
+        number = 1.0 + tf.reduce_sum(tf.cast(marks, tf.float32), axis=1)
+        return softmax_loss(together(excess, others)) - tf.reduce_sum(lead, axis=1) / number
