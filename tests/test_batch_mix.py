@@ -88,8 +88,9 @@ def test_the_coldest_weights_pick_the_rarest():
         tf.zeros([1]), tf.constant([[1.0, 2.0, 3.0, 4.0]]), tf.ones([1, 4], tf.bool),
         log_count=log_count,
     )  # fmt: skip
-    weights = BatchMix(50, temperature=1e-4).weights(scored, batch_of(1))
-    np.testing.assert_allclose(weights, np.tile([0, 1, 0, 0], [50, 1]), rtol=1e-6)
+    for temperature in (1e-4, 1e-30):
+        weights = BatchMix(50, temperature=temperature).weights(scored, batch_of(1))
+        np.testing.assert_allclose(weights, np.tile([0, 1, 0, 0], [50, 1]), rtol=1e-6)
     # And where the rarest is the row's own, the next one.
     own = scored._replace(keep=tf.constant([[True, False, True, True]]))
     made = BatchMix(5, temperature=0.2).mine(own, batch_of(1))

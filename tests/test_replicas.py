@@ -30,6 +30,7 @@ from tfrs_negatives.step.miners import (
     BatchMix,
     Hardest,
     LeastBayesianRisk,
+    PositiveMixture,
     RandomOfTop,
     Resample,
     WithinPositiveRadius,
@@ -124,6 +125,13 @@ COMPOSITIONS = {
         "frequency": streaming(),
         "miners": [BatchMix(6)],
         "loss": EasyHardMixture(0.6),
+    },
+    "mixtures with the positive": lambda: {
+        "negatives": [InBatch(), Uniform(ITEMS, 5)],
+        "miners": [PositiveMixture(2, similarity="cosine")],
+        "similarity": "cosine",
+        "loss": BPR(),
+        "correct": None,
     },
     "bayesian": lambda: {
         "negatives": [Uniform(ITEMS, 9)],

@@ -42,6 +42,7 @@ from .step.masks.known_positives import KnownPositives as KnownPositives
 from .step.miners import BatchMix as BatchMix
 from .step.miners import Hardest as Hardest
 from .step.miners import LeastBayesianRisk as LeastBayesianRisk
+from .step.miners import PositiveMixture as PositiveMixture
 from .step.miners import RandomOfTop as RandomOfTop
 from .step.miners import Resample as Resample
 from .step.miners import SemiHard as SemiHard

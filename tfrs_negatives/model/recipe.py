@@ -1,4 +1,4 @@
-"""What makes a recipe: data of a function, under its name, as a task of a catalogue."""
+"""What makes a recipe of a function that returns data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from tfrs_negatives.core.part import enter
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.id_lists import History
-from tfrs_negatives.data.ids import to_keys
 from tfrs_negatives.model.composition import expand
 from tfrs_negatives.step.arguments import Run
 from tfrs_negatives.step.task import Retrieval
@@ -30,7 +29,7 @@ def recipe(preset: Callable[..., Preset]) -> Callable[..., Retrieval]:
         preset: keyword arguments with defaults -> data: `negatives`, `frequency`, `masks`,
             `miners`, `loss`, `correct` and `strength` as a configuration writes them, and `order`,
             "clustered" for batches of similar queries. An argument `history` is whether there is a
-            training log, which the task then takes under this name, and its counts with it.
+            training log, which the task then takes under this name.
 
     Returns:
         (items, *, the arguments of the preset, any keyword of `Retrieval`) -> the task.
@@ -55,7 +54,8 @@ def recipe(preset: Callable[..., Preset]) -> Callable[..., Retrieval]:
             chosen["history"] = log is not None
         own = {name: given[name] for name in ("correct",) if name in given}
         expansion = expand(preset(**chosen), own)
-        return expansion.build(Run(items, log, _counts(items, log)), **{**SCORE, **given})
+        counts = None if log is None else _events_of_each(items, log)
+        return expansion.build(Run(items, log, counts), **{**SCORE, **given})
 
     positional, keywords = inspect.signature(build, follow_wrapped=False).parameters.values()
     own = [positional, *known.values(), keywords.replace(name="options")]
@@ -63,9 +63,6 @@ def recipe(preset: Callable[..., Preset]) -> Callable[..., Retrieval]:
     return build
 
 
-def _counts(items: ItemCatalogue, log: History | None) -> np.ndarray | None:
-    """Returns [N] how many events of a log each item has; None without one."""
-    if log is None:
-        return None
-    rows = items.rows_of_keys(to_keys(log.item_ids)).numpy()
+def _events_of_each(items: ItemCatalogue, log: History) -> np.ndarray:
+    rows = items.rows(log.item_ids, name="history").numpy()
     return np.bincount(rows[rows >= 0], minlength=len(items))

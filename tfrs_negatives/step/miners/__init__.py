@@ -7,6 +7,7 @@ chose is a heuristic: the literature mines without one, or ranks by corrected lo
 from tfrs_negatives.step.miners.batch_mix import BatchMix
 from tfrs_negatives.step.miners.bayesian import LeastBayesianRisk
 from tfrs_negatives.step.miners.hardest import Hardest, RandomOfTop
+from tfrs_negatives.step.miners.mixture import PositiveMixture
 from tfrs_negatives.step.miners.near_positive import SemiHard, WithinPositiveRadius
 from tfrs_negatives.step.miners.ranked import RankedMiner
 from tfrs_negatives.step.miners.resample import Resample
@@ -15,6 +16,7 @@ __all__ = [
     "BatchMix",
     "Hardest",
     "LeastBayesianRisk",
+    "PositiveMixture",
     "RandomOfTop",
     "RankedMiner",
     "Resample",

@@ -82,8 +82,10 @@ class BatchMix(Miner):
             several = scored.log_count.shape.rank == 2
             count = tf.reduce_max(scored.log_count, axis=0) if several else scored.log_count
             logit, shared = added(logit, -count), shared & tf.math.is_finite(count)
-        logit = tf.where(shared, logit / self.temperature, tf.float32.min)
-        return tf.where(shared, tf.nn.softmax(logit), 0.0)
+        logit = tf.where(shared, logit, tf.float32.min)
+        # Below the largest before it is divided: a cold one stays a number.
+        below = logit - tf.reduce_max(logit, axis=1, keepdims=True)
+        return tf.where(shared, tf.nn.softmax(below / self.temperature), 0.0)
 
     def _mixtures(self, scored: Scored, weights: tf.Tensor) -> Scored:
         """Returns the mixtures of each row as candidates, [B, K]."""

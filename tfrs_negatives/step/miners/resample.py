@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.part import part
 from tfrs_negatives.step.miners.draws import row_draws
+from tfrs_negatives.step.miners.ranked import with_scores
 from tfrs_negatives.step.records import Batch, Miner, Scored
 
 
@@ -54,7 +55,7 @@ class Resample(Miner):
         places, log_sum = self._draw(scored, batch)
         drawn = scored.take(places)._replace(log_count=None)
         if self.reuse_scores:
-            return _with_scores(drawn)
+            return with_scores(drawn)
         logit = drawn.logit - tf.stop_gradient(drawn.logit)  # only its gradient
         return drawn._replace(logit=logit + log_sum[:, None] - math.log(self.num))
 
@@ -72,15 +73,3 @@ class Resample(Miner):
         log_sum = tf.where(some, peak[:, 0] + tf.math.log(tf.where(some, reached[:, -1], 1.0)), 0.0)
         # Rounded up to the total, a draw is at no place; in a row with nothing left all are.
         return tf.minimum(places, candidates - 1), tf.cast(log_sum, tf.float32)
-
-
-def _with_scores(scored: Scored) -> Scored:
-    """Returns the candidates with their scores in the place of corrected logits."""
-    if scored.score is None:
-        return scored
-    more = scored.more_positives
-    return scored._replace(
-        positive_logit=scored.positive_score,
-        logit=scored.score,
-        more_positives=None if more is None else more._replace(logit=more.score),
-    )

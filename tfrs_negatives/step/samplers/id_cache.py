@@ -18,7 +18,7 @@ from tfrs_negatives.step.samplers.catalogue_draws import CatalogueDraws
 class IdCache(CatalogueDraws, tf.keras.layers.Layer):
     """Items drawn in proportion to how often they were negatives of late.
 
-        o_j <- decay o_j + (how many rows of the step have j among their negatives)
+        o_j <- decay o_j + (how often j is among the negatives of all rows of the step)
         p_j  = o_j / sum_k o_k
 
     What a step keeps are ids, not vectors: the items are encoded with the tower as it is, with

@@ -5,18 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference
-import reference_resampling as slow
+import reference_importance_resampling as slow
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.data.catalogue import ItemCatalogue
+from tfrs_negatives.model.two_tower import TwoTower
 from tfrs_negatives.step.frequency import ExactFrequency
 from tfrs_negatives.step.losses import DecoupledSoftmax, SampledSoftmax
 from tfrs_negatives.step.masks.keep import AccidentalHits
 from tfrs_negatives.step.miners import Hardest, Resample
 from tfrs_negatives.step.records import Candidates, MorePositives, Sampler, Scored
-from tfrs_negatives.step.samplers import IdCache, InBatch, Uniform
+from tfrs_negatives.step.samplers import IdCache, InBatch, Uniform, Weighted
 from tfrs_negatives.step.task import Retrieval
 
 N = 20
@@ -316,6 +317,33 @@ def test_resampled_ids_are_those_of_the_scores():
         look.scored.logit, np.take_along_axis(scores, ids, axis=1), rtol=1e-4, atol=1e-5
     )
     assert (ids != np.arange(ROWS)[:, None]).all()
+
+
+def test_a_saved_model_goes_on_with_its_cache(tmp_path):
+    def tower(name, size, first):
+        ids = tf.keras.Input((), name=name, dtype=tf.int64)
+        return tf.keras.Model({name: ids}, tf.keras.layers.Embedding(size, D)(ids - first))
+
+    task = Retrieval(
+        negatives=[InBatch(), Weighted(IdCache(CATALOGUE, 8), 0.5)],
+        miners=[Resample(4)],
+        frequency=ExactFrequency(CATALOGUE.ids, Q * 1e6),
+        correct="negatives",
+    )
+    model = TwoTower(tower("user", 9, 0), tower("item_id", ITEMS, 100), CATALOGUE, task)
+    model.compile(tf.keras.optimizers.SGD(0.1))
+    rng = np.random.default_rng(0)
+    columns = {"user": rng.integers(0, 9, 24), "item_id": rng.integers(0, ITEMS, 24) + 100}
+    data = tf.data.Dataset.from_tensor_slices(columns).batch(6)
+    model.fit(data, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = tf.keras.models.load_model(tmp_path / "model.keras")
+    (cache,) = [s.sampler for s in again.task.negatives if s.name == "id_cache"]
+    assert cache.counts.numpy().max() > 1
+    expected, received = (m.fit(data, verbose=0).history["loss"] for m in (model, again))
+    assert received == expected
+    for one, other in zip(again.variables, model.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(
