@@ -47,9 +47,13 @@ from tfrs_negatives.step.masks.keep import AccidentalHits, ScoreMargin
 from tfrs_negatives.step.masks.known_positives import KnownPositives
 from tfrs_negatives.step.metrics import KerasLoss
 from tfrs_negatives.step.miners import (
+    BatchMix,
     Hardest,
+    LeastBayesianRisk,
+    PositiveMixture,
     RandomOfTop,
     RankedMiner,
+    Resample,
     SemiHard,
     WithinPositiveRadius,
 )
@@ -58,6 +62,7 @@ from tfrs_negatives.step.report import StepReport
 from tfrs_negatives.step.samplers import (
     CrossBatch,
     Explicit,
+    IdCache,
     InBatch,
     IndexStream,
     LogUniform,
@@ -159,6 +164,43 @@ PARTS = {
     "ScoreMargin": lambda: {"masks": [ScoreMargin(-0.5)]},
     "Hardest": lambda: {"miners": [Hardest(2)]},
     "RandomOfTop": lambda: {"miners": [RandomOfTop(2, 4)]},
+    "Resample": lambda: {
+        "negatives": [InBatch(), IdCache(CATALOGUE, 5, decay=0.5)],
+        "miners": [Resample(12)],
+        "masks": [AccidentalHits()],
+        "frequency": exact(),
+        "correct": "negatives",
+    },
+    "Resample equal weights": lambda: {
+        "miners": [Resample(12, reuse_scores=False)],
+        "frequency": exact(),
+    },
+    "IdCache": lambda: {"negatives": [IdCache(CATALOGUE, 5)], "miners": [Hardest(3)]},
+    "BatchMix": lambda: {
+        "miners": [BatchMix(7, temperature=0.5)],
+        "loss": EasyHardMixture(0.4),
+        "frequency": exact(),
+    },
+    "BatchMix + own": lambda: {
+        "negatives": [InBatch(), Explicit("rejected", CATALOGUE), CrossBatch(9)],
+        "miners": [BatchMix(7), Hardest(5)],
+        "frequency": exact(),
+    },
+    "PositiveMixture": lambda: {"miners": [PositiveMixture(3, largest_share=0.9)]},
+    "PositiveMixture cosine": lambda: {
+        "miners": [PositiveMixture(3, similarity="cosine", largest_share=0.9)],
+        "masks": [AccidentalHits()],
+        "similarity": "cosine",
+        "loss": BPR(),
+        "correct": None,
+    },
+    "LeastBayesianRisk": lambda: {
+        "negatives": [Uniform(CATALOGUE, 8)],
+        "masks": [AccidentalHits()],
+        "miners": [LeastBayesianRisk(CATALOGUE, COUNTS, num_candidates=4, k=2, largest_prior=0.5)],
+        "loss": BPR(),
+        "correct": None,
+    },
     "SemiHard": lambda: {"miners": [SemiHard(2.0)]},
     "WithinPositiveRadius": lambda: {
         "miners": [WithinPositiveRadius(farthest="known", slack=2.0), Hardest(3, by="score")],
@@ -238,6 +280,10 @@ COMPILED = (
     "KnownPositives of many cells",
     "WithinPositiveRadius",
     "RandomOfTop",
+    "Resample",
+    "BatchMix + own",
+    "LeastBayesianRisk",
+    "PositiveMixture cosine",
     "SemiHard",
     "DecoupledSoftmax corrected",
     "TripletHinge focus",

@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfrs_negatives import losses
+from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.data import Interactions
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.model.recipes import (
+    batch_importance_resampling,
+    batch_mix,
+    bayesian_negative_sampling,
+    cache_augmented_resampling,
     cross_batch_negative_sampling,
     cross_batch_ngame,
     dynamic_negative_sampling,
@@ -19,7 +25,13 @@ from tfrs_negatives.model.recipes import (
 )
 from tfrs_negatives.step.masks.keep import AccidentalHits
 from tfrs_negatives.step.masks.known_positives import KnownPositives
-from tfrs_negatives.step.miners import Hardest, WithinPositiveRadius
+from tfrs_negatives.step.miners import (
+    BatchMix,
+    Hardest,
+    LeastBayesianRisk,
+    Resample,
+    WithinPositiveRadius,
+)
 
 ITEMS = ItemCatalogue(list(range(3000)))
 
@@ -82,6 +94,56 @@ def test_dynamic_negative_sampling_takes_m_of_n():
     assert [type(mask) for mask in known.masks] == [KnownPositives]
 
 
+def test_resampling_is_of_the_batch_or_of_batch_and_cache():
+    task = batch_importance_resampling(ITEMS, num_resampled=9, reuse_scores=False)
+    assert [source.name for source in task.negatives] == ["in_batch"]
+    assert [(type(m), m.num, m.reuse_scores) for m in task.miners] == [(Resample, 9, False)]
+    assert [type(mask) for mask in task.masks] == [AccidentalHits]
+    assert task.correction.policy == "negatives"
+    cached = cache_augmented_resampling(ITEMS, num_cached=5, cache_share=0.25, decay=0.5)
+    batch, cache = cached.negatives
+    assert (batch.name, batch.weight, cache.name, cache.weight) == (
+        "in_batch", 0.75, "id_cache", 0.25,
+    )  # fmt: skip
+    assert (cache.sampler.num_negatives, cache.sampler.decay) == (5, 0.5)
+    assert cached.miners[0].reuse_scores
+
+
+def test_without_a_share_of_the_cache_it_is_batch_importance_resampling():
+    rng = np.random.default_rng(0)
+    vectors, ids = rng.normal(size=(2, 8, 4)).astype(np.float32), rng.integers(0, 3000, 8)
+
+    def losses_of(task):
+        call = {"candidate_ids": ids, "encode_items": lambda _: tf.ones([16, 4])}
+        return [float(task(*vectors, training=True, **call)) for _ in range(3)]
+
+    settings = {"num_resampled": 5, "similarity": "dot", "temperature": 1.0}
+    without = cache_augmented_resampling(ITEMS, num_cached=16, cache_share=0.0, **settings)
+    some = cache_augmented_resampling(ITEMS, num_cached=16, cache_share=0.1, **settings)
+    expected = losses_of(batch_importance_resampling(ITEMS, **settings))
+    assert losses_of(without) == pytest.approx(expected, rel=1e-6)
+    assert losses_of(some) != pytest.approx(expected, rel=1e-3)
+
+
+def test_mixtures_have_their_share_of_the_loss():
+    task = batch_mix(ITEMS, num_mixed=7, mixed_share=0.3, mixing_temperature=0.5)
+    assert [(type(m), m.num, m.temperature) for m in task.miners] == [(BatchMix, 7, 0.5)]
+    assert task.loss_function.hard_share == 0.3
+    assert [source.name for source in task.negatives] == ["in_batch"]
+
+
+def test_bayesian_negatives_know_the_history_and_the_popularity():
+    task = bayesian_negative_sampling(ITEMS, history=LOG, num_uniform=6, num_candidates=4)
+    assert [(source.name, source.num_negatives) for source in task.negatives] == [("uniform", 6)]
+    assert [type(mask) for mask in task.masks] == [KnownPositives]
+    (miner,) = task.miners
+    assert (type(miner), miner.num_candidates, miner.unbias_weight) == (LeastBayesianRisk, 4, 5.0)
+    # One event each of items 7 and 9.
+    assert np.flatnonzero(miner.counts).tolist() == [7, 9]
+    with pytest.raises(InputError, match="counts"):
+        bayesian_negative_sampling(ITEMS, history=None)
+
+
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -93,6 +155,10 @@ def test_dynamic_negative_sampling_takes_m_of_n():
         lambda items, **options: ngame(items, history=LOG, **options),
         lambda items, **options: cross_batch_ngame(items, history=LOG, **options),
         dynamic_negative_sampling,
+        batch_importance_resampling,
+        cache_augmented_resampling,
+        batch_mix,
+        lambda items, **options: bayesian_negative_sampling(items, history=LOG, **options),
     ],
 )
 def test_recipes_take_the_mean_over_the_batch(recipe):

@@ -24,6 +24,7 @@ from tfrs_negatives.model.optimizers import SparseAdam
 from tfrs_negatives.model.two_tower import TwoTower, describe_last_step
 from tfrs_negatives.step.frequency import ExactFrequency, StreamingFrequency
 from tfrs_negatives.step.losses import (
+    BPR,
     BSL,
     DecoupledSoftmax,
     EasyHardMixture,
@@ -35,10 +36,19 @@ from tfrs_negatives.step.losses import (
 )
 from tfrs_negatives.step.masks.keep import AccidentalHits, ScoreMargin
 from tfrs_negatives.step.masks.known_positives import KnownPositives
-from tfrs_negatives.step.miners import Hardest, RandomOfTop, WithinPositiveRadius
+from tfrs_negatives.step.miners import (
+    BatchMix,
+    Hardest,
+    LeastBayesianRisk,
+    PositiveMixture,
+    RandomOfTop,
+    Resample,
+    WithinPositiveRadius,
+)
 from tfrs_negatives.step.samplers import (
     CrossBatch,
     Explicit,
+    IdCache,
     InBatch,
     IndexStream,
     LogUniform,
@@ -111,6 +121,33 @@ COMPOSITIONS = {
     "random of top": lambda: {
         "miners": [RandomOfTop(2, 4)],
         "loss": TripletHinge(2.0, focus=1.0),
+        "correct": None,
+    },
+    "resampled with a cache": lambda: {
+        "negatives": [InBatch(), Weighted(IdCache(ITEMS, 7, decay=0.5), 0.5)],
+        "frequency": streaming(),
+        "masks": [AccidentalHits()],
+        "miners": [Resample(9)],
+        "correct": "negatives",
+    },
+    "batch mix": lambda: {
+        "negatives": [InBatch(), CrossBatch(9)],
+        "frequency": streaming(),
+        "miners": [BatchMix(6)],
+        "loss": EasyHardMixture(0.6),
+    },
+    "mixtures with the positive": lambda: {
+        "negatives": [InBatch(), Uniform(ITEMS, 5)],
+        "miners": [PositiveMixture(2, similarity="cosine")],
+        "similarity": "cosine",
+        "loss": BPR(),
+        "correct": None,
+    },
+    "bayesian": lambda: {
+        "negatives": [Uniform(ITEMS, 9)],
+        "masks": [KnownPositives(HISTORY, ITEMS)],
+        "miners": [LeastBayesianRisk(ITEMS, COUNTS, num_candidates=4, largest_prior=0.5)],
+        "loss": BPR(),
         "correct": None,
     },
     "cross-batch ngame": lambda: {

@@ -39,8 +39,12 @@ from .step.frequency import StreamingFrequency as StreamingFrequency
 from .step.masks.keep import AccidentalHits as AccidentalHits
 from .step.masks.keep import ScoreMargin as ScoreMargin
 from .step.masks.known_positives import KnownPositives as KnownPositives
+from .step.miners import BatchMix as BatchMix
 from .step.miners import Hardest as Hardest
+from .step.miners import LeastBayesianRisk as LeastBayesianRisk
+from .step.miners import PositiveMixture as PositiveMixture
 from .step.miners import RandomOfTop as RandomOfTop
+from .step.miners import Resample as Resample
 from .step.miners import SemiHard as SemiHard
 from .step.miners import WithinPositiveRadius as WithinPositiveRadius
 from .step.records import Batch as Batch
@@ -53,6 +57,7 @@ from .step.records import Sampler as Sampler
 from .step.records import Scored as Scored
 from .step.samplers import CrossBatch as CrossBatch
 from .step.samplers import Explicit as Explicit
+from .step.samplers import IdCache as IdCache
 from .step.samplers import InBatch as InBatch
 from .step.samplers import IndexStream as IndexStream
 from .step.samplers import LogUniform as LogUniform

@@ -116,6 +116,7 @@ class TaskParts(Protocol):
     affinity: Any
     negatives: Any
     masks: Any
+    miners: Any
 
 
 def catalogues_of(task: TaskParts) -> dict[str, ItemCatalogue]:
@@ -125,8 +126,8 @@ def catalogues_of(task: TaskParts) -> dict[str, ItemCatalogue]:
         "name" or "name[i]" of a part -> its catalogue.
     """
     parts = {"frequency": task.frequency, "item_bias": task.affinity.item_bias}
-    for name, several in {"negatives": task.negatives, "masks": task.masks}.items():
-        parts |= {f"{name}[{i}]": part for i, part in enumerate(several)}
+    for name in ("negatives", "masks", "miners"):
+        parts |= {f"{name}[{i}]": part for i, part in enumerate(getattr(task, name))}
     items = {n: getattr(p, "items", None) for n, p in parts.items()}
     return {name: known for name, known in items.items() if isinstance(known, ItemCatalogue)}
 

@@ -209,6 +209,8 @@ class Scored(NamedTuple):
             any.
         num_kept: scalar float32, how many candidates the masks left over all rows.
         has_own: whether each row's positive is in a column of its own, which does not count.
+        vectors: [C, D] or [B, C, D], as the samplers gave them; None beside candidates of the other
+            kind and once some were taken.
     """
 
     positive_logit: tf.Tensor
@@ -224,6 +226,7 @@ class Scored(NamedTuple):
     more_positives: MorePositives | None = None
     num_kept: tf.Tensor | None = None
     has_own: bool = False
+    vectors: tf.Tensor | None = None
 
     def take(self, places: tf.Tensor) -> Scored:
         """Returns some candidates of each row, [B, K] places with repetition."""
@@ -233,7 +236,7 @@ class Scored(NamedTuple):
             if field is not None:
                 whole = tf.broadcast_to(field, shape)
                 parts[name] = tf.gather(whole, places, batch_dims=1)
-        return self._replace(**parts, own_rows=None, has_own=False)
+        return self._replace(**parts, own_rows=None, has_own=False, vectors=None)
 
     @property
     def some(self) -> tf.Tensor:

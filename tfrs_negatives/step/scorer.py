@@ -58,6 +58,7 @@ class Scorer(NamedTuple):
             pool.own_rows,
             tf.fill(tf.shape(pool.sampler), pool.per_row),
             has_own=pool.has_own,
+            vectors=pool.vectors,
         )
         return apply_masks(scored, self.masks, batch, pool, offsets.more_positives)
 
@@ -263,7 +264,7 @@ def side_by_side(parts: Sequence[Scored]) -> Scored:
     names = ("logit", "keep", "score", "ids", "sampler", "log_count", "own_rows")
     kinds = tf.concat([part.per_row for part in parts], axis=0)
     joined = {name: join(name) for name in names}
-    return first._replace(**joined, per_row=kinds, has_own=False)
+    return first._replace(**joined, per_row=kinds, has_own=False, vectors=None)
 
 
 def _mined_by(miners: Sequence[Miner], scored: Scored, batch: Batch) -> Scored:

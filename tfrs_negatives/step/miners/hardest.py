@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.part import part
-from tfrs_negatives.core.replicas import place_of_rows
+from tfrs_negatives.step.miners.draws import row_draws
 from tfrs_negatives.step.miners.ranked import RankBy, RankedMiner, top
 from tfrs_negatives.step.records import Batch, Scored
 
@@ -77,10 +77,5 @@ class RandomOfTop(RankedMiner):
         """Returns negatives [B, min(k, C)], masked ones where a row has fewer that are kept."""
         shortlist = scored.take(top(scored, self.ranked(scored)[1], self.n))
         rows, candidates = tf.unstack(tf.shape(shortlist.keep))
-        first, total = place_of_rows(rows)
-        # Whole numbers: XLA makes other fractions of the same bits.
-        bits = tf.random.stateless_uniform(
-            [total, candidates], batch.seed, 0, 2**53, tf.int64, alg="philox"
-        )
-        draws = tf.cast(bits[first : first + rows], tf.float64)
+        draws = row_draws(rows, candidates, batch.seed)
         return shortlist.take(top(shortlist, draws, self.k))

@@ -34,3 +34,15 @@ def top(scored: Scored, values: tf.Tensor, k: int) -> tf.Tensor:
     width, own = values.shape[1], int(scored.has_own)
     k = tf.minimum(k, tf.shape(values)[1] - own) if width is None else min(k, width - own)
     return tf.math.top_k(tf.where(scored.keep, values, values.dtype.min), k).indices
+
+
+def with_scores(scored: Scored) -> Scored:
+    """Returns the candidates with their scores in the place of corrected logits."""
+    if scored.score is None:
+        return scored
+    more = scored.more_positives
+    return scored._replace(
+        positive_logit=scored.positive_score,
+        logit=scored.score,
+        more_positives=None if more is None else more._replace(logit=more.score),
+    )

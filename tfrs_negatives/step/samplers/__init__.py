@@ -8,6 +8,7 @@ because each is corrected with the count of the mixture, whichever sampler it ca
 from tfrs_negatives.step.samplers.catalogue_draws import LogUniform, Popularity, Uniform
 from tfrs_negatives.step.samplers.cross_batch import CrossBatch
 from tfrs_negatives.step.samplers.explicit import Explicit
+from tfrs_negatives.step.samplers.id_cache import IdCache
 from tfrs_negatives.step.samplers.in_batch import InBatch
 from tfrs_negatives.step.samplers.index_stream import IndexStream
 from tfrs_negatives.step.samplers.weighted import Weighted
@@ -15,6 +16,7 @@ from tfrs_negatives.step.samplers.weighted import Weighted
 __all__ = [
     "CrossBatch",
     "Explicit",
+    "IdCache",
     "InBatch",
     "IndexStream",
     "LogUniform",
