@@ -15,6 +15,7 @@ from tfrs_negatives.model.recipes import (
     mixed_cross_batch_negative_sampling,
     mixed_negative_sampling,
     ngame,
+    sampled_softmax_mlp,
     uniform_negative_sampling,
 )
 from tfrs_negatives.step.masks.keep import AccidentalHits
@@ -93,6 +94,7 @@ def test_dynamic_negative_sampling_takes_m_of_n():
         lambda items, **options: ngame(items, history=LOG, **options),
         lambda items, **options: cross_batch_ngame(items, history=LOG, **options),
         dynamic_negative_sampling,
+        lambda items, **options: sampled_softmax_mlp(items, history=LOG, **options),
     ],
 )
 def test_recipes_take_the_mean_over_the_batch(recipe):

@@ -12,62 +12,16 @@ otherwise.
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-from tfrs_negatives.core.part import enter
+from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.data.catalogue import ItemCatalogue
-from tfrs_negatives.model.composition import expand
+from tfrs_negatives.model.recipe import Preset
+from tfrs_negatives.model.recipe import recipe as recipe
 from tfrs_negatives.step.arguments import SIZED, Run
 from tfrs_negatives.step.frequency import StreamingFrequency
-from tfrs_negatives.step.task import Retrieval
 
-Preset = dict[str, Any]
-
-SCORE: dict[str, Any] = {"similarity": "cosine", "temperature": 0.1, "reduction": "mean"}
-"""What the recipes say of the score and of the loss, in Python; a run has its own settings."""
-
-
-def recipe(preset: Callable[..., Preset]) -> Callable[..., Retrieval]:
-    """Registers a recipe under the name of its function.
-
-    Args:
-        preset: keyword arguments with defaults -> data: `negatives`, `frequency`, `masks`,
-            `miners`, `loss`, `correct` and `strength` as a configuration writes them, and `order`,
-            "clustered" for batches of similar queries. An argument `history` is whether there is a
-            training log, which the task then takes under this name.
-
-    Returns:
-        (items, *, the arguments of the preset, any keyword of `Retrieval`) -> the task.
-
-    Example:
-        >>> @recipe
-        ... def hardest_of_uniform(*, num_uniform: int = 100):
-        ...     "The five hardest of some items."
-        ...     uniform = {"uniform": {"num_negatives": num_uniform}}
-        ...     return {"negatives": [uniform], "miners": [{"hardest": {"k": 5}}]}
-        >>> hardest_of_uniform(ItemCatalogue([1, 2, 3]), temperature=0.2).miners[0].k
-        5
-    """
-    enter("recipe", preset.__name__, preset)
-    known = inspect.signature(preset).parameters
-
-    @functools.wraps(preset)
-    def build(items: ItemCatalogue, **given: Any) -> Retrieval:
-        chosen = {name: given.pop(name) for name in known if name in given}
-        log = chosen.get("history")
-        if "history" in known:
-            chosen["history"] = log is not None
-        own = {name: given[name] for name in ("correct",) if name in given}
-        expansion = expand(preset(**chosen), own)
-        return expansion.build(Run(items, log), **{**SCORE, **given})
-
-    positional, keywords = inspect.signature(build, follow_wrapped=False).parameters.values()
-    own = [positional, *known.values(), keywords.replace(name="options")]
-    build.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
-    return build
+Draws = Literal["log_uniform", "unigram"]
 
 
 @recipe
@@ -114,6 +68,47 @@ def uniform_negative_sampling(*, num_uniform: int = 1024) -> Preset:
     """
     uncorrected = {"frequency": None, "correct": None}
     return {"negatives": [_uniform(num_uniform)], "masks": ["accidental_hits"], **uncorrected}
+
+
+@recipe
+def sampled_softmax_mlp(
+    *, draws: Draws = "log_uniform", num_negatives: int = 1024, history: bool = True
+) -> Preset:
+    """The sampled softmax classifier over items, a baseline: one vector and one bias for each.
+
+    In a configuration, with layers of 1,024 and 128 on the side of the queries::
+
+        model: {hidden: [1024], output_dim: 128, similarity: dot, temperature: 1.0, item_bias: true,
+                item_tower: "tfrs_negatives.towers.build:id_vectors"}
+        task: {recipe: sampled_softmax_mlp}
+
+    Args:
+        items: the catalogue to draw from.
+        draws: "log_uniform" goes by the rank of popularity, "unigram" by the number of events.
+        num_negatives: how many candidates, the same for all rows.
+        history: the training log, whose events are counted.
+        **options: any keyword of `Retrieval`; the original has dot and temperature 1.
+
+    Returns:
+        The task. With dot and temperature 1 its loss is `tf.nn.sampled_softmax_loss`.
+
+    Example:
+        >>> import numpy as np
+        >>> from tfrs_negatives.data import Interactions
+        >>> log = Interactions({"user": np.array([1, 2])}, np.array([7, 9]), query_key="user")
+        >>> sampled_softmax_mlp(ItemCatalogue([7, 9]), history=log).negatives[0].name
+        'log_uniform'
+
+    Source: Covington et al., RecSys 2016; in Yang et al., WWW 2020, table 1. As there, both sides
+        are corrected and copies of the positive masked, all of them and not one: with many draws
+        it is the softmax over the *other* items. Draws repeat, so a count is n p.
+    """
+    if not history:
+        raise bad_input("history", "the training log, whose events are counted", None)
+    size: dict[str, float] = {"num_negatives": num_negatives}
+    of_events = {"popularity": {**size, "exponent": 1.0}}
+    sampler = of_events if draws == "unigram" else {"log_uniform": size}
+    return {"negatives": [sampler], "masks": ["accidental_hits"], "frequency": None}
 
 
 @recipe
