@@ -58,12 +58,16 @@ def cosine(a, b):
     return float(a @ b) / (math.sqrt(float(a @ a)) * math.sqrt(float(b @ b)))
 
 
+def euclidean(a, b):
+    return -sum((x - y) ** 2 for x, y in zip(a.tolist(), b.tolist(), strict=True))
+
+
 def score(query, vector, *, similarity="dot", temperature=1.0, bias=0.0):
     """The score of one query and one item; the best vector of a query of several counts."""
     query, vector = np.asarray(query, np.float64), np.asarray(vector, np.float64)
     heads = query[None] if query.ndim == 1 else query
-    compare = cosine if similarity == "cosine" else (lambda a, b: float(a @ b))
-    return max(compare(head, vector) for head in heads) / temperature + bias
+    compare = {"dot": lambda a, b: float(a @ b), "cosine": cosine, "euclidean": euclidean}
+    return max(compare[similarity](head, vector) for head in heads) / temperature + bias
 
 
 # ---------------------------------------------------------------- masks

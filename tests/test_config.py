@@ -64,7 +64,7 @@ def test_an_empty_file_is_the_defaults(tmp_path):
         ("data.test_fraction=1.5", "`data.test_fraction`"),
         ("model.temperature=0", "`model.temperature`"),
         ("model.hidden=[wide]", "`model.hidden.0`"),
-        ("model.similarity=euclid", "'dot' or 'cosine'"),
+        ("model.similarity=euclid", "'dot', 'cosine' or 'euclidean'"),
         ("data.columns={age: {role: query, encoding: round}}", "`data.columns.age`, `encoding`"),
         (
             "data.columns={age: null}",

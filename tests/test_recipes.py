@@ -21,6 +21,7 @@ from tfrs_negatives.model.recipes import (
     mixed_cross_batch_negative_sampling,
     mixed_negative_sampling,
     ngame,
+    sampled_softmax_mlp,
     uniform_negative_sampling,
 )
 from tfrs_negatives.step.masks.keep import AccidentalHits
@@ -159,6 +160,7 @@ def test_bayesian_negatives_know_the_history_and_the_popularity():
         cache_augmented_resampling,
         batch_mix,
         lambda items, **options: bayesian_negative_sampling(items, history=LOG, **options),
+        lambda items, **options: sampled_softmax_mlp(items, history=LOG, **options),
     ],
 )
 def test_recipes_take_the_mean_over_the_batch(recipe):

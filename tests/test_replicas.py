@@ -102,6 +102,13 @@ COMPOSITIONS = {
         "negatives": [LogUniform(ITEMS, 5, counts=COUNTS)],
         "correct": "negatives",
     },
+    "euclidean": lambda: {
+        "negatives": [InBatch(), Uniform(ITEMS, 7), CrossBatch(9)],
+        "frequency": streaming(),
+        "similarity": "euclidean",
+        "temperature": 0.4,
+        "learn_temperature": True,
+    },
     "index stream": lambda: {"negatives": [IndexStream(ITEMS, 8)]},
     "cross-batch": lambda: {
         "negatives": [InBatch(), CrossBatch(11, probes=ITEMS, max_drift=100.0)],

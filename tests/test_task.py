@@ -51,6 +51,35 @@ COMPOSITIONS = {
         {"similarity": "cosine", "temperature": 0.2},
         (),
     ),
+    "euclidean": (
+        {"similarity": "euclidean", "temperature": 0.7},
+        {},
+        {"similarity": "euclidean", "temperature": 0.7},
+        (),
+    ),
+    "everything euclidean": (
+        {
+            **MIXTURE,
+            "frequency": exact_frequency,
+            "masks": [AccidentalHits()],
+            "miners": [Hardest(3)],
+            "similarity": "euclidean",
+            "temperature": 0.5,
+            "item_bias": item_bias,
+        },
+        {"sample_weight": WEIGHTS},
+        {
+            "policy": "both",
+            "count": count_of(NUM_ROWS, len(DRAWN)),
+            "accidental_hits": True,
+            "k": 3,
+            "similarity": "euclidean",
+            "temperature": 0.5,
+            "bias": BIAS,
+            "weights": WEIGHTS,
+        },
+        DRAWN,
+    ),
     "bias": (
         {"item_bias": item_bias, "temperature": 0.5},
         {},
@@ -142,7 +171,7 @@ def test_loss_equals_the_reference(name):
     assert float(run(build(arguments), **call)) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cosine", "logq negatives", "everything"])
+@pytest.mark.parametrize("name", ["cosine", "logq negatives", "everything", "everything euclidean"])
 def test_gradient_equals_central_differences_of_the_reference(name):
     arguments, call, options, drawn = COMPOSITIONS[name]
     queries = tf.constant(QUERIES)
@@ -181,7 +210,7 @@ def test_extra_candidates_are_columns_of_the_same_stream(policy):
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("similarity", ["dot", "cosine", "euclidean"])
 def test_best_vector_of_a_query_counts(similarity):
     queries = np.random.default_rng(3).normal(size=(NUM_ROWS, 3, DIM)).astype(np.float32)
     options = {"similarity": similarity, "temperature": 0.4, "reduction": "mean"}

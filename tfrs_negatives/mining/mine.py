@@ -122,6 +122,7 @@ def mine_hard_negatives(
         >>> users, items = tf.eye(2), tf.constant([[3.0, 0.0], [0.0, 1.0], [2.0, 2.0]])
         >>> model = SimpleNamespace(
         ...     items=ItemCatalogue(["a", "b", "c"], {"row": [0, 1, 2]}),
+        ...     similarity="dot",
         ...     query_signature={"user": tf.TensorSpec([None], tf.int64)},
         ...     query_vectors=lambda features: tf.gather(users, features["user"]),
         ...     item_vectors=lambda features: tf.gather(items, features["row"]),
@@ -259,8 +260,16 @@ class _Searcher:
         ones = tf.ones([len(positives.rows)])
         chosen = tf.SparseTensor(np.stack(positives, axis=1), ones, shape)
         means = tf.sparse.sparse_dense_matmul(chosen, self.item_vectors) / lengths[:, None]
-        positive_score = np.einsum("qd,qd->q", vectors, means)
+        positive_score = np.einsum("qd,qd->q", vectors, means) - self._surplus(vectors)
         return _Chunk(self.queries.keys[begin:end], vectors, positives, lengths, positive_score)
+
+    def _surplus(self, vectors: np.ndarray) -> np.ndarray:
+        """Returns [q] float32: by how much the products with query vectors exceed the scores."""
+        if self.model.similarity != "euclidean":
+            return np.zeros(len(vectors), np.float32)
+        # They are (2u, 1), and lack the -|u|^2 that would tell the distance of the nearest.
+        surplus: np.ndarray = np.square(vectors[:, :-1] / 2).sum(axis=1)
+        return surplus
 
     def mine(self, chunk: _Chunk, rules: MiningRules) -> tuple[_Chosen, Counter[str]]:
         """Returns the negatives of a chunk in the order of its queries, and the counts."""
@@ -291,7 +300,7 @@ class _Searcher:
         else:
             scores, rows = self.index.best_rows(vectors, k)
         return Found(
-            scores,
+            scores - self._surplus(vectors)[:, None],
             rows,
             is_positive=chunk.positives.holds(places[:, None], rows),
             may_be_negative=self.may_be_negative[rows],

@@ -12,8 +12,9 @@ otherwise.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.model.recipe import Preset
 from tfrs_negatives.model.recipe import recipe as recipe
@@ -29,6 +30,8 @@ from tfrs_negatives.model.recipes_from_scores import (
 )
 from tfrs_negatives.step.arguments import SIZED, Run
 from tfrs_negatives.step.frequency import StreamingFrequency
+
+Draws = Literal["log_uniform", "unigram"]
 
 
 @recipe
@@ -110,6 +113,47 @@ def all_positives(*, num_uniform: int = 2048, history: bool = True) -> Preset:
         "correct": None,
         "order": "by_query",
     }
+
+
+@recipe
+def sampled_softmax_mlp(
+    *, draws: Draws = "log_uniform", num_negatives: int = 1024, history: bool = True
+) -> Preset:
+    """The sampled softmax classifier over items, a baseline: one vector and one bias for each.
+
+    In a configuration, with layers of 1,024 and 128 on the side of the queries::
+
+        model: {hidden: [1024], output_dim: 128, similarity: dot, temperature: 1.0, item_bias: true,
+                item_tower: "tfrs_negatives.towers.build:id_vectors"}
+        task: {recipe: sampled_softmax_mlp}
+
+    Args:
+        items: the catalogue to draw from.
+        draws: "log_uniform" goes by the rank of popularity, "unigram" by the number of events.
+        num_negatives: how many candidates, the same for all rows.
+        history: the training log, whose events are counted.
+        **options: any keyword of `Retrieval`; the original has dot and temperature 1.
+
+    Returns:
+        The task. With dot and temperature 1 its loss is `tf.nn.sampled_softmax_loss`.
+
+    Example:
+        >>> import numpy as np
+        >>> from tfrs_negatives.data import Interactions
+        >>> log = Interactions({"user": np.array([1, 2])}, np.array([7, 9]), query_key="user")
+        >>> sampled_softmax_mlp(ItemCatalogue([7, 9]), history=log).negatives[0].name
+        'log_uniform'
+
+    Source: Covington et al., RecSys 2016; in Yang et al., WWW 2020, table 1. As there, both sides
+        are corrected and copies of the positive masked, all of them and not one: with many draws
+        it is the softmax over the *other* items. Draws repeat, so a count is n p.
+    """
+    if not history:
+        raise bad_input("history", "the training log, whose events are counted", None)
+    size: dict[str, float] = {"num_negatives": num_negatives}
+    of_events = {"popularity": {**size, "exponent": 1.0}}
+    sampler = of_events if draws == "unigram" else {"log_uniform": size}
+    return {"negatives": [sampler], "masks": ["accidental_hits"], "frequency": None}
 
 
 @recipe

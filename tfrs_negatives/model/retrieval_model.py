@@ -14,9 +14,9 @@ from tfrs_negatives.data.catalogue import ItemCatalogue
 class RetrievalModel(Protocol):
     """What evaluation and the index need of a model: vectors whose inner product is the score.
 
-    Both towers answer in the *retrieval space*, where the score of the model is a plain inner
-    product: normalised where the similarity is cosine, and one dimension wider where there is an
-    item bias.
+    Both towers answer in the *retrieval space*, where a plain inner product ranks as the score of
+    the model does: normalised where the similarity is cosine, and one dimension wider where it is
+    euclidean or there is an item bias.
     """
 
     items: ItemCatalogue

@@ -61,11 +61,13 @@ class Affinity(Part, tf.keras.layers.Layer):
 
         score(i, j) = <u_i, v_j> / temperature + bias_j        dot
         score(i, j) = cos(u_i, v_j) / temperature + bias_j     cosine
+        score(i, j) = -|u_i - v_j|^2 / temperature + bias_j    euclidean
 
-    A query of several vectors takes the best of them (maxsim).
+    A query of several vectors takes the best of them (maxsim). On unit vectors "euclidean" is
+    "cosine" at half the temperature, less 2 / temperature.
 
     Args:
-        similarity: "dot" or "cosine".
+        similarity: "dot", "cosine" or "euclidean", the negative squared distance.
         temperature: divides the similarity.
         learn_temperature: train it, as its logarithm, within [0.01, 1].
         item_bias: an `ItemBias`, or None.
@@ -77,6 +79,11 @@ class Affinity(Part, tf.keras.layers.Layer):
     Example:
         >>> Affinity("cosine", temperature=0.5).retrieval_vectors(tf.constant([[3.0, 4.0]])).numpy()
         array([[0.6, 0.8]], dtype=float32)
+        >>> affinity, ids = Affinity("euclidean"), tf.constant([1])
+        >>> affinity.retrieval_vectors(tf.constant([[3.0, 4.0]])).numpy()
+        array([[6., 8., 1.]], dtype=float32)
+        >>> affinity.retrieval_vectors(tf.constant([[3.0, 4.0]]), ids).numpy()
+        array([[  3.,   4., -25.]], dtype=float32)
     """
 
     def __init__(
@@ -132,22 +139,28 @@ class Affinity(Part, tf.keras.layers.Layer):
         return self.positives(queries, batch), scores if self.item_bias is None else scores + bias
 
     def queries(self, batch: Batch) -> tf.Tensor:
-        """Returns the queries, [B, D] or [B, H, D], divided by the temperature."""
-        # Dividing [B, D] here spares a pass over [B, C] there.
+        """Returns the queries, [B, W] or [B, H, W], divided by the temperature.
+
+        W is D, and D + 2 for "euclidean": <(2u, 1, -|u|^2), (v, -|v|^2, 1)> = -|u - v|^2.
+        """
+        # Dividing [B, W] here spares a pass over [B, C] there.
         queries = self._on_sphere(batch.queries)
+        if self.similarity == "euclidean":
+            squares = _squared_length(queries)
+            queries = tf.concat([2 * queries, tf.ones_like(squares), -squares], axis=-1)
         bare = self.log_temperature is None and self.initial_temperature == 1
         return queries if bare else queries / self.temperature
 
     def linear(self, pool: Pool) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns vectors [..., C, D] and a bias [..., C]: score = <query, vector> + bias."""
-        vectors = self._on_sphere(pool.vectors)
+        """Returns vectors [..., C, W] and a bias [..., C]: score = <query, vector> + bias."""
+        vectors = self._beside_queries(pool.vectors)
         if self.item_bias is None:
             return vectors, tf.zeros(tf.shape(pool.ids))
         return vectors, self.item_bias(pool.ids)
 
     def positives(self, queries: tf.Tensor, batch: Batch) -> tf.Tensor:
         """Returns the score of each row's positive, [B] float32, for what `queries` returned."""
-        positives = self._on_sphere(batch.positives)
+        positives = self._beside_queries(batch.positives)
         if batch.several_vectors:
             own = tf.reduce_max(tf.einsum("qhd,qd->qh", queries, positives), axis=-1)
         else:
@@ -160,6 +173,11 @@ class Affinity(Part, tf.keras.layers.Layer):
         With an item bias both sides are one dimension wider: temperature * bias on the side of the
         items, 1 on the side of the queries, so that <query, item> = temperature * score.
 
+        So are they for "euclidean", with or without a bias: (2u, 1) for a query and
+        (v, temperature * bias - |v|^2) for an item, so that <query, item> = temperature * score
+        + |u|^2. What is added is the same for all items: it changes no ranking, and its lack would
+        leave the scores of near neighbours no digits.
+
         Args:
             embeddings: [m, D] of a tower.
             ids: [m] ids of the items; None for queries.
@@ -167,21 +185,36 @@ class Affinity(Part, tf.keras.layers.Layer):
         Returns:
             [m, D] or [m, D + 1] float32.
         """
-        vectors = self._on_sphere(embeddings)
-        if self.item_bias is None:
+        vectors, is_euclidean = self._on_sphere(embeddings), self.similarity == "euclidean"
+        if self.item_bias is None and not is_euclidean:
             return vectors
         if ids is None:
-            extra = tf.ones_like(vectors[..., :1])
-        else:
+            scale = 2.0 if is_euclidean else 1.0
+            return tf.concat([scale * vectors, tf.ones_like(vectors[..., :1])], axis=-1)
+        extra = -_squared_length(vectors) if is_euclidean else tf.zeros_like(vectors[..., :1])
+        if self.item_bias is not None:
             kind = self.item_bias.items.id_kind
             check_same_kind("ids", id_kind(ids), kind, other_name="the item bias")
-            extra = (self.temperature * self.item_bias(ids))[:, None]
+            extra += (self.temperature * self.item_bias(ids))[:, None]
         return tf.concat([vectors, extra], axis=-1)
+
+    def _beside_queries(self, embeddings: tf.Tensor) -> tf.Tensor:
+        vectors = self._on_sphere(embeddings)
+        if self.similarity != "euclidean":
+            return vectors
+        squares = _squared_length(vectors)
+        return tf.concat([vectors, -squares, tf.ones_like(squares)], axis=-1)
 
     def _on_sphere(self, embeddings: tf.Tensor) -> tf.Tensor:
         # In float32 whatever the towers answer in: a sum of squares overflows float16 at 256.
         embeddings = tf.cast(embeddings, tf.float32)
-        return embeddings if self.similarity == "dot" else tf.math.l2_normalize(embeddings, axis=-1)
+        if self.similarity != "cosine":
+            return embeddings
+        return tf.math.l2_normalize(embeddings, axis=-1)
+
+
+def _squared_length(vectors: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.square(vectors), axis=-1, keepdims=True)
 
 
 def _within_bounds(log_temperature: tf.Tensor) -> tf.Tensor:

@@ -58,7 +58,7 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
         strength: share of the correction that is applied, in [0, 1].
         masks: which candidates may count.
         miners: choose among them, in this order.
-        similarity: "dot" or "cosine".
+        similarity: "dot", "cosine" or "euclidean", the negative squared distance.
         learn_temperature: train the temperature, starting at `temperature`.
         item_bias: an `ItemBias` that is part of the score.
         logits_budget: bytes that the logits may take at once, 4 each. A loss that needs no single
@@ -160,10 +160,12 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
         if len(self.negatives) > 1 and lost and not counted:
             raise bad_input("frequency", f"an estimator, for {lost} beside other samplers", None)
         if self.factorized_metrics and (
-            self.affinity.similarity == "cosine" or self.affinity.item_bias is not None
+            self.affinity.similarity != "dot" or self.affinity.item_bias is not None
         ):
             rule = "no factorized metrics, which rank by the bare dot product: use TopKEvaluation"
-            raise bad_input("metrics", rule, "metrics beside a cosine similarity or an item bias")
+            raise bad_input(
+                "metrics", rule, f"metrics beside {self.affinity.similarity!r}, or an item bias"
+            )
 
     def _add_state(self) -> None:
         zeros = tf.keras.initializers.Zeros()

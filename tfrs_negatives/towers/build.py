@@ -60,6 +60,36 @@ def build_tower(
     return tf.keras.Model(columns, vector, name=name)
 
 
+def id_vectors(features: Sequence[FeatureSpec], options: Any) -> tf.keras.Model:
+    """Builds a tower of one vector for each value of its only feature, without any layer.
+
+    For `model.item_tower: "tfrs_negatives.towers.build:id_vectors"` of a configuration.
+
+    Args:
+        features: the id; other features have `encoding: left_out`.
+        options: the section `model`; the vectors are as wide as the output of the other tower.
+
+    Returns:
+        A functional model from the column to its vectors [B, D].
+
+    Raises:
+        InputError: if there are more features.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> options = SimpleNamespace(embedding_dim=8, hidden=[1024], output_dim=128)
+        >>> tower = id_vectors([FeatureSpec("item", "categorical", "int64", None, (7, 9))], options)
+        >>> tower({"item": tf.constant([9])}).shape
+        TensorShape([1, 128])
+    """
+    if len(features) != 1:
+        rule = "the id alone: the other columns have `encoding: left_out`"
+        raise bad_input("features", rule, [spec.name for spec in features])
+    widths = [options.embedding_dim, *options.hidden, options.output_dim]
+    width = next(width for width in reversed(widths) if width is not None)
+    return build_tower(features, embedding_dim=width, hidden=(), output_dim=None, name="item_tower")
+
+
 def columns_read(function: Callable[..., Any], specs: Mapping[str, Any]) -> list[str]:
     """Finds out which columns a function of a dict of columns reads, from its graph.
 

@@ -275,11 +275,16 @@ def _noisy_items(
 ) -> Probes:
     rows = generator.choice(len(vectors), min(count, len(vectors)), replace=False)
     drawn = vectors[np.sort(rows)]
+    is_euclidean = model.similarity == "euclidean"
+    # The last dimension of an item holds its length; as a query it has a 1 there.
+    drawn = drawn[:, :-1] if is_euclidean else drawn
     # As much noise as signal: a query is near the items it wants, but it is none of them.
     scale = np.sqrt(np.mean(np.square(drawn)))
-    noise = generator.normal(0, scale or 1.0, drawn.shape)
+    probes = drawn + generator.normal(0, scale or 1.0, drawn.shape)
+    if is_euclidean:
+        probes = np.column_stack([2 * probes, np.ones(len(probes))])
     features = {name: _blank(spec) for name, spec in model.query_signature.items()}
-    return Probes((drawn + noise).astype(np.float32), "item vectors with noise", features)
+    return Probes(probes.astype(np.float32), "item vectors with noise", features)
 
 
 def _blank(spec: tf.TensorSpec) -> np.ndarray:

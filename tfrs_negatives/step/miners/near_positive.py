@@ -58,8 +58,9 @@ class WithinPositiveRadius(RankedMiner):
 
         r_i = max_{p in P(i)} |u_i - v_p|^2,     keep(i, j) = |u_i - v_j|^2 <= r_i
 
-    On unit vectors that is keep(i, j) = s_ij >= min_p s_ip, which is what is computed: for vectors
-    that are not normalised, where distance and score rank differently, the score decides. P(i) are
+    What is computed is keep(i, j) = s_ij >= min_p s_ip. With `similarity="euclidean"`, and no item
+    bias, that is the same; so it is with "cosine", on the normalised vectors. With "dot", where
+    distance and score rank differently, the score decides. P(i) are
     the row's own positive and, with `farthest="known"`, the other positives among the candidates
     that a mask knows (`KnownPositives`, or `AccidentalHits` with `more_positives`).
 
