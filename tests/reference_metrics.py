@@ -6,7 +6,16 @@ import math
 
 import numpy as np
 
-MEANS = ("recall", "normalized_recall", "precision", "hit_rate", "ndcg", "mrr", "map")
+MEANS = (
+    "recall",
+    "normalized_recall",
+    "precision",
+    "hit_rate",
+    "ndcg",
+    "mrr",
+    "all_hits_mrr",
+    "map",
+)
 
 
 def ranked_list(scores, relevant, seen):
@@ -28,6 +37,7 @@ def metrics_of_query(ranked, relevant, k):
         "hit_rate": 1.0 if any(hit) else 0.0,
         "ndcg": dcg / ideal,
         "mrr": 1 / first[0] if first else 0.0,
+        "all_hits_mrr": sum(h / r for r, h in enumerate(hit, start=1)),
         "map": sum(h * p for h, p in zip(hit, precision_at, strict=True)) / min(k, len(relevant)),
     }
 

@@ -101,6 +101,7 @@ def test_every_metric_by_hand():
         "hit_rate_at_2": 1.0,
         "ndcg_at_2": (1 / math.log2(3) / ideal + 1) / 2,
         "mrr_at_2": (1 / 2 + 1) / 2,
+        "all_hits_mrr_at_2": (1 / 2 + 1) / 2,
         "map_at_2": ((1 / 2) / 2 + 1) / 2,
         "top_k_accuracy_at_2": 2 / 4,
         "coverage_at_2": 4 / 5,  # lists 0 1 and 4 3

@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     InstanceOf,
     PlainSerializer,
+    PositiveFloat,
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
@@ -216,6 +217,9 @@ class EvaluationConfig(Section):
         True, description="leave training items out of a query's ranking, where queries have a key"
     )
     every_epochs: int | None = Field(None, ge=1, description="null: only after the last epoch")
+    propensity: list[PositiveFloat] | None = Field(
+        None, min_length=2, max_length=2, description="a and b of psp_at_k; null leaves it out"
+    )
 
 
 class IndexConfig(Section):
