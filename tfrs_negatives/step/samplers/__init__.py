@@ -10,6 +10,7 @@ from tfrs_negatives.step.samplers.cross_batch import CrossBatch
 from tfrs_negatives.step.samplers.explicit import Explicit
 from tfrs_negatives.step.samplers.in_batch import InBatch
 from tfrs_negatives.step.samplers.index_stream import IndexStream
+from tfrs_negatives.step.samplers.mined_union import MinedUnion
 from tfrs_negatives.step.samplers.weighted import Weighted
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "InBatch",
     "IndexStream",
     "LogUniform",
+    "MinedUnion",
     "Popularity",
     "Uniform",
     "Weighted",
