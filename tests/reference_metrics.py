@@ -13,6 +13,7 @@ MEANS = (
     "hit_rate",
     "ndcg",
     "mrr",
+    "all_hits_mrr",
     "map",
     "partial_auc",
 )
@@ -37,6 +38,7 @@ def metrics_of_query(ranked, relevant, k):
         "hit_rate": 1.0 if any(hit) else 0.0,
         "ndcg": dcg / ideal,
         "mrr": 1 / first[0] if first else 0.0,
+        "all_hits_mrr": sum(h / r for r, h in enumerate(hit, start=1)),
         "map": sum(h * p for h, p in zip(hit, precision_at, strict=True)) / min(k, len(relevant)),
         "partial_auc": partial_auc(ranked, relevant, k),
     }

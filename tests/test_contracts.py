@@ -66,6 +66,7 @@ from tfrs_negatives.step.samplers import (
     InBatch,
     IndexStream,
     LogUniform,
+    MinedUnion,
     Popularity,
     Uniform,
     Weighted,
@@ -87,6 +88,8 @@ IDS = np.array([1, 4, 4, 0, 9, 7])
 COUNTS = np.arange(N) + 1.0
 # Padded, with the row's positive, a batch item and a copy among them.
 REJECTED = np.array([[1, 4, 2], [4, 5, -1], [8, 8, 2], [3, -1, -1], [9, 0, 1], [-1, 6, -1]])
+# The same without the rows' own positives, as a mining has it.
+SHARED = np.where(IDS[:, None] == REJECTED, -1, REJECTED)
 HALVE = tf.keras.optimizers.schedules.ExponentialDecay(1.0, 2, 0.5)
 # Users 0 to 2 have chosen their own positive and one more item, the others nothing.
 HISTORY = Interactions(
@@ -98,10 +101,10 @@ def exact():
     return ExactFrequency(np.arange(N), COUNTS)
 
 
-def mined():
+def mined(lists=REJECTED):
     log = Interactions({"user_id": np.arange(B)}, IDS, query_key="user_id")
-    table = NegativeTable(log, REJECTED.shape[1])
-    lists = np.where(REJECTED < 0, EMPTY_ID, REJECTED)
+    table = NegativeTable(log, lists.shape[1])
+    lists = np.where(lists < 0, EMPTY_ID, lists)
     table.ids.assign(np.concatenate([lists, np.full_like(lists[:1], EMPTY_ID)]))
     return table
 
@@ -139,6 +142,11 @@ PARTS = {
     "NegativeTable": lambda: {
         "negatives": [InBatch(), Explicit(mined(), CATALOGUE)],
         "frequency": exact(),
+    },
+    "MinedUnion": lambda: {
+        "negatives": [MinedUnion(mined(SHARED), CATALOGUE)],
+        "masks": [AccidentalHits()],
+        "correct": None,
     },
     "Weighted": lambda: {
         "negatives": [InBatch(), Weighted(Uniform(CATALOGUE, 5), HALVE)],

@@ -101,6 +101,7 @@ def test_every_metric_by_hand():
         "hit_rate_at_2": 1.0,
         "ndcg_at_2": (1 / math.log2(3) / ideal + 1) / 2,
         "mrr_at_2": (1 / 2 + 1) / 2,
+        "all_hits_mrr_at_2": (1 / 2 + 1) / 2,
         "map_at_2": ((1 / 2) / 2 + 1) / 2,
         # Of the others 0 and 2, item 1 of query 0 is before one, items 3 and 4 before none.
         "partial_auc_at_2": (1 / 6 + 1) / 2,

@@ -18,6 +18,7 @@ import tensorflow as tf
 from replicas import strategy_of, strategy_with_collectives
 
 from tfrs_negatives.core.replicas import all_rows, encode_together, place_of_rows
+from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.data import Interactions
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.model.optimizers import SparseAdam
@@ -52,10 +53,12 @@ from tfrs_negatives.step.samplers import (
     InBatch,
     IndexStream,
     LogUniform,
+    MinedUnion,
     Popularity,
     Uniform,
     Weighted,
 )
+from tfrs_negatives.step.samplers.negative_table import NegativeTable
 from tfrs_negatives.step.score import ItemBias
 from tfrs_negatives.step.task import Retrieval
 from tfrs_negatives.towers.layers import IdDropout
@@ -77,6 +80,15 @@ SIZES = [B, B, 5]
 
 def streaming():
     return StreamingFrequency(64, 2)
+
+
+def mined():
+    table = NegativeTable(HISTORY, 3)
+    # Drawn anew here: other numbers of replicas train with the same.
+    lists = np.random.default_rng(1).integers(0, N, table.ids.shape) + 50
+    lists[1::3] = EMPTY_ID  # of some queries nothing is mined
+    table.ids.assign(lists)
+    return table
 
 
 COMPOSITIONS = {
@@ -118,6 +130,11 @@ COMPOSITIONS = {
         "negatives": [InBatch(), Weighted(Explicit("rejected", ITEMS), 0.5)],
         "loss": EasyHardMixture(0.4),
         "frequency": streaming(),
+    },
+    "mined union": lambda: {
+        "negatives": [MinedUnion(mined(), ITEMS)],
+        "masks": [KnownPositives(HISTORY, ITEMS)],
+        "correct": None,
     },
     "mixed cross-batch": lambda: {
         "negatives": [InBatch(), Uniform(ITEMS, 6), CrossBatch(10)],

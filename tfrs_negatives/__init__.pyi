@@ -25,6 +25,7 @@ from .index import load_index as load_index
 from .index import load_shards as load_shards
 from .index import vectors_to_parquet as vectors_to_parquet
 from .mining import MineHardNegatives as MineHardNegatives
+from .mining import dexml as dexml
 from .mining import mine_hard_negatives as mine_hard_negatives
 from .model import recipes as recipes
 from .model.optimizers import SparseAdam as SparseAdam
@@ -61,6 +62,7 @@ from .step.samplers import IdCache as IdCache
 from .step.samplers import InBatch as InBatch
 from .step.samplers import IndexStream as IndexStream
 from .step.samplers import LogUniform as LogUniform
+from .step.samplers import MinedUnion as MinedUnion
 from .step.samplers import Popularity as Popularity
 from .step.samplers import Uniform as Uniform
 from .step.samplers import Weighted as Weighted

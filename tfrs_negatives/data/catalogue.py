@@ -63,6 +63,20 @@ def find_sorted(table: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
     return place, tf.equal(tf.gather(table, place), wanted)
 
 
+def first_of_each(ids: tf.Tensor) -> tf.Tensor:
+    """Says of each id [n] whether it is the first of its kind, [n] bool.
+
+    Example:
+        >>> first_of_each(tf.constant([7, 2, 7, 2, 5])).numpy().tolist()
+        [True, True, False, False, True]
+    """
+    order = tf.argsort(ids, stable=True)
+    in_order = tf.gather(ids, order)
+    is_new = tf.not_equal(in_order[1:], in_order[:-1])
+    starts = tf.concat([tf.ones_like(in_order[:1], tf.bool), is_new], axis=0)
+    return tf.gather(starts, tf.argsort(order))
+
+
 class KeyTable:
     """N distinct int64 keys, and the row of each.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfrs_negatives.evaluation.held_out import HeldOut
+from tfrs_negatives.evaluation.propensity import propensity_scored_precision
 from tfrs_negatives.evaluation.ranks import Ranks
 
 SLICES = ("head", "middle", "tail", "unseen")
@@ -26,6 +27,7 @@ class Evaluation:
         hit_rate_at_k           1 if hits > 0, else 0
         ndcg_at_k               Σ_{r<=k} hit_r / log2(r+1)  /  Σ_{r<=min(k, |rel|)} 1 / log2(r+1)
         mrr_at_k                1 / rank of the first hit, 0 without one
+        all_hits_mrr_at_k       Σ_{r<=k} hit_r / r, over all hits: it may be above 1
         map_at_k                Σ_{r<=k} hit_r · (hits up to r) / r  /  min(k, |rel|)
         partial_auc_at_k        share of the pairs (held-out item, one of the k best others) in the
                                 right order; of all items this is the one-way partial area under the
@@ -40,6 +42,9 @@ class Evaluation:
         coverage_at_k           share of the catalogue that is in at least one list
         mean_popularity_at_k    training events of a recommended item, averaged over all places of
                                 all lists (only with a training log)
+        psp_at_k                Σ of w over all hits  /  Σ of the min(k, |rel|) largest w of each
+                                query, with w of `inverse_propensities`: 1 for an ideal ranking
+                                (only where its a and b are given)
 
     The slices go by training events: the most popular items that make up the first third of them
     (head), the second (middle) and the last (tail), and the items without any (unseen).
@@ -59,13 +64,20 @@ class Evaluation:
     query_features: Mapping[str, np.ndarray]
 
 
-def summarize(held_out: HeldOut, ranks: Ranks, *, item_counts: np.ndarray | None) -> Evaluation:
+def summarize(
+    held_out: HeldOut,
+    ranks: Ranks,
+    *,
+    item_counts: np.ndarray | None,
+    item_weights: np.ndarray | None = None,
+) -> Evaluation:
     """Computes all metrics that the data allows.
 
     Args:
         held_out: Q queries.
         ranks: where their P items stand.
         item_counts: [N], training events per item; None leaves the metrics of popularity out.
+        item_weights: [N], the inverse propensity of each item; None leaves theirs out.
     """
     counts = _counts(held_out, ranks, item_counts)
     evaluation = Evaluation({}, counts, {}, held_out.query_features)
@@ -77,6 +89,8 @@ def summarize(held_out: HeldOut, ranks: Ranks, *, item_counts: np.ndarray | None
         if item_counts is not None:
             means["mean_popularity"] = np.average(item_counts, weights=recommended)
             means |= _slice_recalls(ranks, popularity_slices(item_counts), k)
+        if item_weights is not None:
+            means["psp"] = propensity_scored_precision(ranks, item_weights, k)
         evaluation.metrics.update({f"{n}_at_{k}": float(mean) for n, mean in means.items()})
         for name in ("recall", "ndcg"):
             evaluation.per_query[f"{name}_at_{k}"] = values[name].astype(np.float32)
@@ -114,6 +128,7 @@ def query_metrics(ranks: Ranks, k: int) -> dict[str, np.ndarray]:
         "hit_rate": np.minimum(hits, 1),
         "ndcg": np.bincount(queries, hit / np.log2(rank + 1)) / ideal_gain[findable - 1],
         "mrr": np.bincount(queries, (hit & (place == 0)) / rank),
+        "all_hits_mrr": np.bincount(queries, hit / rank),
         "map": np.bincount(queries, hit * (place + 1) / rank) / findable,
         "partial_auc": np.bincount(queries, np.maximum(1 - others / k, 0)) / num_relevant,
     }

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.data.interactions import Interactions
 from tfrs_negatives.evaluation.held_out import HeldOut, hold_out
+from tfrs_negatives.evaluation.propensity import checked_constants, inverse_propensities
 from tfrs_negatives.evaluation.ranks import rank_lists, searcher
 from tfrs_negatives.evaluation.summary import Evaluation, summarize
 from tfrs_negatives.model.retrieval_model import RetrievalModel
@@ -26,6 +27,7 @@ def evaluate(
     ks: Sequence[int] = (10, 100),
     exclude: Interactions | None = None,
     train: Interactions | None = None,
+    propensity: Sequence[float] | None = None,
     batch_size: int = 4096,
     byte_budget: int = BYTE_BUDGET,
     progress: bool = False,
@@ -44,6 +46,8 @@ def evaluate(
             nothing. Queries are matched by `test.query_key`.
         train: the log that popularity is counted in, whatever is excluded; without it the metrics
             that need popularity are absent.
+        propensity: a and b of `inverse_propensities`, whose counts are those of `train`: adds
+            `psp_at_k`. None leaves it out.
         batch_size: the most queries or items that go through a tower at once.
         byte_budget: bytes that the lists of the queries that are ranked together may take, k and
             the hidden items of each long; on a GPU or without ScaNN the scores of all items, too
@@ -70,7 +74,7 @@ def evaluate(
         0.0
     """
     _check_positive(batch_size=batch_size, byte_budget=byte_budget)
-    protocol = _prepare(model, test, ks=ks, exclude=exclude, train=train)
+    protocol = _prepare(model, test, ks=ks, exclude=exclude, train=train, propensity=propensity)
     return _measure(
         model, protocol, batch_size=batch_size, byte_budget=byte_budget, progress=progress
     )
@@ -89,6 +93,7 @@ class TopKEvaluation(tf.keras.callbacks.Callback):
         ks: lengths of the lists.
         exclude: the log of seen items.
         train: the log that popularity is counted in.
+        propensity: a and b of `psp_at_k`.
         every_epochs: evaluates after every so many epochs.
         batch_size: the most queries or items that go through a tower at once.
         byte_budget: bytes that a chunk of queries may take.
@@ -111,13 +116,15 @@ class TopKEvaluation(tf.keras.callbacks.Callback):
         ks: Sequence[int] = (10, 100),
         exclude: Interactions | None = None,
         train: Interactions | None = None,
+        propensity: Sequence[float] | None = None,
         every_epochs: int = 1,
         batch_size: int = 4096,
         byte_budget: int = BYTE_BUDGET,
     ) -> None:
         super().__init__()
         _check_positive(every_epochs=every_epochs, batch_size=batch_size, byte_budget=byte_budget)
-        self._data: dict[str, Any] = {"test": test, "ks": ks, "exclude": exclude, "train": train}
+        logs = {"test": test, "exclude": exclude, "train": train}
+        self._data: dict[str, Any] = {**logs, "ks": ks, "propensity": propensity}
         self._every_epochs = every_epochs
         self._limits = {"batch_size": batch_size, "byte_budget": byte_budget}
         self._protocol: _Protocol
@@ -139,6 +146,7 @@ class _Protocol(NamedTuple):
     ks: list[int]
     held_out: HeldOut
     item_counts: np.ndarray | None
+    item_weights: np.ndarray | None
 
 
 def _prepare(
@@ -148,6 +156,7 @@ def _prepare(
     ks: Sequence[int],
     exclude: Interactions | None,
     train: Interactions | None,
+    propensity: Sequence[float] | None,
 ) -> _Protocol:
     absent = [n for n in ("items", "query_vectors", "item_vectors") if not hasattr(model, n)]
     if absent:
@@ -160,7 +169,19 @@ def _prepare(
         _checked_ks(ks, len(model.items)),
         hold_out(test, model.items, exclude=exclude),
         None if train is None else train.item_counts(model.items),
+        _item_weights(model, train, propensity),
     )
+
+
+def _item_weights(
+    model: RetrievalModel, train: Interactions | None, propensity: Sequence[float] | None
+) -> np.ndarray | None:
+    constants = checked_constants(propensity)
+    if constants is None:
+        return None
+    if train is None:
+        raise bad_input("propensity", "None without a training log (`train`)", propensity)
+    return inverse_propensities(train, model.items, a=constants[0], b=constants[1])
 
 
 def _measure(
@@ -181,7 +202,8 @@ def _measure(
         byte_budget=byte_budget,
         progress=progress,
     )
-    return summarize(held_out, ranks, item_counts=protocol.item_counts)
+    counts, weights = protocol.item_counts, protocol.item_weights
+    return summarize(held_out, ranks, item_counts=counts, item_weights=weights)
 
 
 def _checked_ks(ks: Sequence[int], num_items: int) -> list[int]:

@@ -5,8 +5,9 @@ out, keeps a window of ranks, and writes the chosen ids to a Parquet file. `Nega
 file, and `Explicit` trains with it. `MineHardNegatives` does both between epochs.
 """
 
+from tfrs_negatives.mining.dexml import dexml
 from tfrs_negatives.mining.mine import mine_hard_negatives
 from tfrs_negatives.mining.refresh import MineHardNegatives
 from tfrs_negatives.mining.rules import MiningRules, MiningSummary
 
-__all__ = ["MineHardNegatives", "MiningRules", "MiningSummary", "mine_hard_negatives"]
+__all__ = ["MineHardNegatives", "MiningRules", "MiningSummary", "dexml", "mine_hard_negatives"]

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationInfo,
+    field_validator,
+)
 
 from tfrs_negatives.core.errors import bad_input, known_key
 from tfrs_negatives.core.types import Similarity
@@ -185,6 +193,9 @@ class EvaluationConfig(Section):
         True, description="leave training items out of a query's ranking, where queries have a key"
     )
     every_epochs: int | None = Field(None, ge=1, description="null: only after the last epoch")
+    propensity: list[PositiveFloat] | None = Field(
+        None, min_length=2, max_length=2, description="a and b of psp_at_k; null leaves it out"
+    )
 
 
 class IndexConfig(Section):

@@ -180,7 +180,8 @@ def protocol(config: RunConfig, data: RetrievalData) -> dict[str, Any]:
     """Returns the arguments of `evaluate` that the configuration decides."""
     has_history = config.evaluation.exclude_seen and data.train.query_key is not None
     exclude = data.train if has_history else None
-    return {"ks": config.evaluation.ks, "exclude": exclude, "train": data.train}
+    options = config.evaluation.model_dump(include={"ks", "propensity"})
+    return {**options, "exclude": exclude, "train": data.train}
 
 
 def evaluate_run(folder: Path, *, progress: bool = False) -> Evaluation:

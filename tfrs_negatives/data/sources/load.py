@@ -16,6 +16,7 @@ from tfrs_negatives.data.schema import ColumnSpec, Schema
 from tfrs_negatives.data.sources.movielens import read_grouplens, read_prepared
 from tfrs_negatives.data.sources.synthetic import synthetic
 from tfrs_negatives.data.sources.tables import DEFAULT_COLUMNS, ItemTable, read_tables
+from tfrs_negatives.data.sources.xmc import WORDS, read_xmc
 from tfrs_negatives.data.splits import AS_GIVEN, SPLITS, Parts, validation
 
 TABLES = ("parquet:", "csv:")
@@ -25,6 +26,7 @@ SOURCES = (
     "movielens/1m",
     "ml-100k:PATH",
     "lightgcn:PATH",
+    "xmc:PATH",
     "parquet:PATH",
     "csv:PATH",
 )
@@ -50,6 +52,8 @@ def load(
             `movielens/100k` or `movielens/1m`, through tensorflow-datasets;
             `ml-100k:PATH`, the folder that GroupLens ships;
             `lightgcn:PATH`, a folder with train.txt and test.txt, each line a user and then items;
+            `xmc:PATH`, a folder in the text format of the Extreme Classification Repository, see
+            `sources/xmc.py`; of all.txt alone `by_user` makes a test part of new points;
             `parquet:PATH` or `csv:PATH`, a file or a folder of files.
         split: a name in `SPLITS`, or `as_given` for the split that the source comes with; None is
             `as_given` where there is one, otherwise `by_time` where the log has times, otherwise
@@ -133,6 +137,9 @@ def _read(
         return read_grouplens(Path(path))
     if kind == "lightgcn":
         return _read_lightgcn(Path(path))
+    if kind == "xmc":
+        words = Schema(columns or {}).columns.get(WORDS)
+        return read_xmc(Path(path), encoding=None if words is None else words.encoding)
     return read_prepared(kind.removeprefix("movielens/"), data_dir)
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.replicas import place_of_rows
 from tfrs_negatives.core.types import EMPTY_ID
+from tfrs_negatives.data.catalogue import first_of_each
 from tfrs_negatives.step.correction import added
 from tfrs_negatives.step.records import Batch, Mask, MorePositives, Pool, Scored
 
@@ -93,10 +94,5 @@ class GivenMask(Mask):
 def _other_items_once(pool: Pool, positive_ids: tf.Tensor) -> tf.Tensor:
     """Returns [B, C] bool: the first valid candidate of each item but the row's own positive."""
     ids = tf.where(pool.valid, pool.ids, EMPTY_ID)
-    order = tf.argsort(ids, stable=True)
-    in_order = tf.gather(ids, order)
-    is_new = tf.not_equal(in_order[1:], in_order[:-1])
-    starts = tf.concat([tf.ones_like(in_order[:1], tf.bool), is_new], axis=0)
-    first = tf.gather(starts, tf.argsort(order))
     another = tf.not_equal(ids, EMPTY_ID) & tf.not_equal(ids, positive_ids[:, None])
-    return first & another
+    return first_of_each(ids) & another

@@ -11,6 +11,7 @@ from tfrs_negatives.step.samplers.explicit import Explicit
 from tfrs_negatives.step.samplers.id_cache import IdCache
 from tfrs_negatives.step.samplers.in_batch import InBatch
 from tfrs_negatives.step.samplers.index_stream import IndexStream
+from tfrs_negatives.step.samplers.mined_union import MinedUnion
 from tfrs_negatives.step.samplers.weighted import Weighted
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "InBatch",
     "IndexStream",
     "LogUniform",
+    "MinedUnion",
     "Popularity",
     "Uniform",
     "Weighted",

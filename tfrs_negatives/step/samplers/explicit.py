@@ -14,6 +14,24 @@ from tfrs_negatives.step.records import Batch, Candidates, Sampler
 from tfrs_negatives.step.samplers.negative_table import NegativeTable
 
 
+def rows_of_known(items: ItemCatalogue, keys: tf.Tensor, label: str) -> tf.Tensor:
+    """Returns the catalogue row of each key, [...] int64, -1 for `EMPTY_ID`; others stop the step.
+
+    Args:
+        items: the catalogue.
+        keys: [...] int64.
+        label: where they are from, for the error.
+    """
+    rows = items.rows_of_keys(keys)
+    known = tf.debugging.assert_equal(
+        tf.equal(keys, EMPTY_ID) | (rows >= 0),
+        True,
+        f"`{label}`: expected only items of the catalogue.",
+    )
+    with tf.control_dependencies([known] if known is not None else []):
+        return tf.identity(rows)
+
+
 @part("sampler")
 class Explicit(Sampler, tf.keras.layers.Layer):
     """The items of a batch column or of a table, negatives of their own row only.
@@ -46,15 +64,8 @@ class Explicit(Sampler, tf.keras.layers.Layer):
     def sample(self, batch: Batch) -> Candidates:
         """Returns candidates [B, n]: each row its own."""
         keys, label = self._keys(batch)
-        rows = self.items.rows_of_keys(keys)
-        known = tf.debugging.assert_equal(
-            tf.equal(keys, EMPTY_ID) | (rows >= 0),
-            True,
-            f"`{label}`: expected only items of the catalogue.",
-        )
-        with tf.control_dependencies([known] if known is not None else []):
-            features = self.items.gather(tf.maximum(tf.reshape(rows, [-1]), 0))
-        vectors = batch.encode_items(features)
+        rows = rows_of_known(self.items, keys, label)
+        vectors = batch.encode_items(self.items.gather(tf.maximum(tf.reshape(rows, [-1]), 0)))
         shape = tf.concat([tf.shape(rows), tf.shape(vectors)[1:]], axis=0)
         vectors = tf.reshape(vectors, shape)
         return Candidates(keys, vectors, rows >= 0)
