@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -168,23 +169,21 @@ def test_a_nan_that_counts_is_seen():
 
 @pytest.mark.parametrize("calibration", [0.0, 0.6, 1.0])
 def test_the_optimum_of_gbce(calibration):
-    # All outcomes of a draw of the positive and of two of the others, and how probable each is.
+    # All outcomes of a draw of the positive and of three of the others, and how probable each is.
     probability = np.array([0.5, 0.25, 0.15, 0.07, 0.03])
-    rate, outcomes = 2 / 4, []
+    rate, outcomes = 3 / 4, []
     for item in range(5):
-        others = [j for j in range(5) if j != item]
-        pairs = [(a, b) for a in others for b in others if a < b]
-        outcomes += [(item, *pair, probability[item] / len(pairs)) for pair in pairs]
-    item, first, second, weight = (np.array(x) for x in zip(*outcomes, strict=True))
-    loss, keep = GBCE(rate, calibration), tf.ones([len(item), 2], tf.bool)
+        draws = list(itertools.combinations(set(range(5)) - {item}, 3))
+        outcomes += [(item, drawn, probability[item] / len(draws)) for drawn in draws]
+    item, drawn, weight = (np.array(x) for x in zip(*outcomes, strict=True))
+    loss, keep = GBCE(rate, calibration), tf.ones(drawn.shape, tf.bool)
 
     def mean_loss(scores):
         scores = tf.constant(scores)
         with tf.GradientTape() as tape:
             tape.watch(scores)
             single = tf.cast(scores, tf.float32)
-            negatives = tf.gather(single, np.stack([first, second], axis=1))
-            rows = loss(Scored(tf.gather(single, item), negatives, keep))
+            rows = loss(Scored(tf.gather(single, item), tf.gather(single, drawn), keep))
             total = tf.reduce_sum(tf.cast(rows, tf.float64) * weight)
         return total.numpy(), tf.convert_to_tensor(tape.gradient(total, scores)).numpy()
 
@@ -428,7 +427,7 @@ def test_no_radius_is_bpr():
 
 def test_equal_scores_weigh_alike():
     # Equal but for rounding, as those of an untrained model may be.
-    scores = tf.constant([[0.5, 0.5, 0.5, np.nextafter(np.float32(0.5), np.float32(1))]])
+    scores = tf.constant([[0.5, 0.5, 0.5, 0.5 + 1e-6]])
     scored = Scored(tf.zeros([1]), scores, tf.ones([1, 4], tf.bool))
     with tf.GradientTape() as tape:
         tape.watch(scores)
