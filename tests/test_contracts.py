@@ -196,6 +196,7 @@ COMPILED = (
     "Popularity",
     "CrossBatch",
     "EasyHardMixture",
+    "MinedUnion",
     "StreamingFrequency gaps",
     "Affinity",
     "ItemBias",
