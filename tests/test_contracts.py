@@ -281,6 +281,7 @@ COMPILED = (
     "Popularity",
     "CrossBatch",
     "EasyHardMixture",
+    "MinedUnion",
     "StreamingFrequency gaps",
     "Affinity",
     "ItemBias",

@@ -139,6 +139,8 @@ def test_without_texts_words_are_numbers_and_labels_have_none(tmp_path):
         ({"train": "1 5 3\n1.5 2:1\n"}, "in line 2"),
         ({"train": "1 5 3\n1 2:nan\n"}, "in line 2"),
         ({"train": "1 5 3\n1 2:1e400\n"}, "in line 2"),
+        ({"train": "1 5 3\n1 2:1e39\n"}, "in line 2"),
+        ({"train": "1 5 3\n1 0_2:1\n"}, "in line 2"),
         ({"train": "1 5 3\n1 2:1:1\n"}, "in line 2"),
         ({"train": "1 5 3\n3 2:1\n"}, "labels from 0 to 2 in line 2, as line 1 says. Received: 3"),
         ({"train": "1 5 3\n-1 2:1\n"}, "labels from 0 to 2 in line 2.* Received: -1"),
