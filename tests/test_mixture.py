@@ -159,8 +159,8 @@ def test_a_mixture_has_no_id_and_no_count():
     [
         (lambda: PositiveMixture(0), "`k`: expected at least 1. Received: 0"),
         (
-            lambda: PositiveMixture(similarity="x"),
-            "`similarity`: expected one of ['dot', 'cosine']. Received: 'x'",
+            lambda: PositiveMixture(similarity="euclidean"),
+            "`similarity`: expected one of ['dot', 'cosine']. Received: 'euclidean'",
         ),
         (
             lambda: PositiveMixture(largest_share=1.5),

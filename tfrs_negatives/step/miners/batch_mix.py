@@ -22,11 +22,12 @@ class BatchMix(Miner):
         W_kj = softmax_j((w_kj - log c_j) / temperature),     w_kj uniform in [0, 1)
         s_ik = sum_{j kept in row i} W_kj s_ij / sum_{j kept in row i} W_kj
 
-    The score of a mean vector is the mean of the scores, so nothing more is encoded or multiplied
-    with the queries. What the masks drop for a row, its own positive first of all, is left out of
-    its mixtures, and what remains is weighted up. A mixture has no id and no count: its logit is
-    its score. It counts as a candidate of the row, so that `EasyHardMixture` can give the mixtures
-    a fixed share. Gradient flows to all items of a mixture, not to W.
+    The score of a mean vector is the mean of the scores, for a dot product or a cosine (for a
+    squared distance it is not), so nothing more is encoded or multiplied with the queries. What the
+    masks drop for a row, its own positive first of all, is left out of its mixtures, and what
+    remains is weighted up. A mixture has no id and no count: its logit is its score. It counts as a
+    candidate of the row, so that `EasyHardMixture` can give the mixtures a fixed share. Gradient
+    flows to all items of a mixture, not to W.
 
     With temperature 1 and a thousand candidates all mixtures are nearly the same mean: W differs by
     factors up to e only. At a low temperature each is one of the rarest items.

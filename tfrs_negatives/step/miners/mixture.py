@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.part import part
-from tfrs_negatives.core.types import EMPTY_ID, Similarity
+from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.step.miners.draws import row_draws
 from tfrs_negatives.step.miners.ranked import top, with_scores
 from tfrs_negatives.step.records import Batch, Miner, Scored, is_per_row
 
+# A mixture of vectors scores as the mixture of their scores, up to its length.
+Linear = Literal["dot", "cosine"]
 # The squared length below which a mixture of opposite vectors has no direction.
 LEAST_LENGTH = 1e-6
 
@@ -57,12 +59,12 @@ class PositiveMixture(Miner):
     """
 
     def __init__(
-        self, k: int = 1, *, similarity: Similarity = "dot", largest_share: float = 1.0
+        self, k: int = 1, *, similarity: Linear = "dot", largest_share: float = 1.0
     ) -> None:
         if k < 1:
             raise bad_input("k", "at least 1", k)
-        if similarity not in get_args(Similarity):
-            raise bad_input("similarity", f"one of {list(get_args(Similarity))}", repr(similarity))
+        if similarity not in get_args(Linear):
+            raise bad_input("similarity", f"one of {list(get_args(Linear))}", repr(similarity))
         if not 0 < largest_share <= 1:
             raise bad_input("largest_share", "a number in (0, 1]", largest_share)
         self.k, self.similarity, self.largest_share = k, similarity, float(largest_share)
