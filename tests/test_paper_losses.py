@@ -160,8 +160,10 @@ def test_what_a_masked_candidate_holds_does_not_matter(name):
 def test_a_nan_that_counts_is_seen():
     for name, (loss, _, _) in ROWS.items():
         negatives = np.where(np.arange(C) == 2, np.nan, NEGATIVES)
-        losses = loss(scored_of(negatives=negatives, keep=np.ones((B, C), bool)))
-        assert np.isnan(losses).all(), name
+        scored = scored_of(negatives=negatives, keep=np.ones((B, C), bool))
+        of_scores = scored._replace(score=scored.logit, positive_score=scored.positive_logit)
+        assert np.isnan(loss(scored)).all(), name
+        assert np.isnan(loss(of_scores)).all(), name
 
 
 # ------------------------------------------------------------------ gBCE

@@ -239,6 +239,20 @@ def test_each_step_moves_the_thresholds_of_its_queries():
         expected = learned
 
 
+def test_a_row_that_is_not_finite_leaves_no_trace():
+    loss = SLAtK(LOG, k=2, width=3.0, rate=1.0)
+    task = Retrieval(loss, correct=None)
+    features = {"user": tf.constant([0, 1, 2])}
+    queries = np.eye(3, D, dtype=np.float32)
+    queries[:2, 0] = np.nan, np.inf
+    value = task(queries, ITEMS[:3], features=features, training=True)
+    assert np.isnan(float(value))
+    learned = loss.thresholds.numpy()
+    assert np.isfinite(learned).all()
+    assert learned[2] != 0
+    np.testing.assert_array_equal(learned[[0, 1]], [0, 0])
+
+
 def test_evaluation_moves_no_threshold():
     loss = SLAtK(LOG, k=2, width=3.0)
     run(Retrieval(loss), training=False)

@@ -92,10 +92,10 @@ class PSL(Loss):
 
         loss_i = log sum_{j kept} f(d_ij)^(1 / t) / c_j,  d_ij = t (s_ij - s_i+)
 
-    with f(d) = 1 + tanh d, 1 + arctan d, max(0, 1 + d), or exp d. The first three are at most exp d
-    and at least 1 where d >= 0 (up to d = 1), so that one pair that is far wrong, a false negative
-    perhaps, does not take all of the gradient. d is made of the scores before the correction, and
-    the expected counts c_j, where they are known, are weights.
+    with f(d) = 1 + tanh d, 1 + arctan d, max(0, 1 + d), or exp d. The first three are between exp d
+    and the 1 of a pair in the wrong order, so that one pair that is far wrong, a false negative
+    perhaps, takes less of the gradient. d is made of the scores before the correction, and the
+    expected counts c_j, where they are known, are weights.
 
     Args:
         surrogate: f. One below 1e-8 counts as that: "relu" has no gradient beyond d = -1, nor has

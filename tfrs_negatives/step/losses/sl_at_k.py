@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ class SLAtK(Loss, tf.keras.layers.Layer):
     for more than k items the threshold is the best of them, which is too low: the k-th of all items
     is above the best of a small sample. The scores are those before the correction.
 
-    State: 12 bytes a query. Queries that the log does not have share one threshold.
+    State: 12 bytes a query. Queries that the log does not have share one threshold. A row with a
+    score that is not finite teaches nothing.
 
     Args:
         log: whose Q queries have a threshold, the training part.
@@ -114,7 +116,10 @@ class SLAtK(Loss, tf.keras.layers.Layer):
 
     def update(self, batch: Batch, scored: Scored) -> None:
         """Moves the thresholds of the queries of all replicas."""
-        found, some = all_rows(kth_best(scored, self.k)), all_rows(scored.some)
+        found = kth_best(scored, self.k)
+        # A step with an overflow is skipped by the optimizer, and may leave no trace here either.
+        some = all_rows(scored.some & tf.math.is_finite(found))
+        found = all_rows(found)
         rows, number = all_rows(self._rows(scored, batch)), self.num_queries + 1
         count = tf.math.unsorted_segment_sum(tf.cast(some, tf.float32), rows, number)
         total = tf.math.unsorted_segment_sum(tf.where(some, found, 0.0), rows, number)
@@ -154,7 +159,8 @@ def kth_best(scored: Scored, k: int) -> tf.Tensor:
         k: how many items.
 
     Returns:
-        [B] float32, without gradient; the lowest score where all together are fewer than k.
+        [B] float32, without gradient; the lowest score where all together are fewer than k, and not
+        a number where a score is not finite.
 
     Example:
         >>> scored = Scored(tf.constant([5.0]), tf.constant([[1.0, 3.0]]), tf.fill([1, 2], True))
@@ -175,4 +181,5 @@ def kth_best(scored: Scored, k: int) -> tf.Tensor:
         at_or_above = tf.where(inside >= threshold[:, None], weights, 0.0)
         return tf.reduce_sum(at_or_above, axis=1) - k
 
-    return halved(surplus, tf.reduce_min(inside, axis=1), tf.reduce_max(inside, axis=1))
+    found = halved(surplus, tf.reduce_min(inside, axis=1), tf.reduce_max(inside, axis=1))
+    return tf.where(tf.reduce_all(tf.math.is_finite(inside), axis=1), found, math.nan)

@@ -82,7 +82,8 @@ def soft_threshold(places: tf.Tensor, weights: tf.Tensor, k: int) -> tuple[tf.Te
         t, [B] float32, and [B] bool, whether there is one: k is below the sum of all weights.
     """
     total = 1.0 + tf.reduce_sum(weights, axis=1)
-    defined = total > k
+    # Not `>`: a score that is NaN must reach the loss and be seen there.
+    defined = ~(total <= k)
 
     def surplus(threshold: tf.Tensor) -> tf.Tensor:
         counted_above = tf.reduce_sum(weights * tf.sigmoid(places - threshold[:, None]), axis=1)
