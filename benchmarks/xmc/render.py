@@ -70,7 +70,9 @@ def _data_set(name: str, found: dict[str, Any]) -> str:
         f"{found['words']:,} words, {found['labels']:,} labels; {seeds} seeds, "
         f"{found['date']}, {found['machine']} beside other jobs (load {found['load']:.1f}), "
         f"{statistics.median(seconds):.0f} seconds a run in the median, Python {found['python']}, "
-        f"TensorFlow {versions['tensorflow']}.\n\nSettings: {settings}. {found['chosen']}\n\n"
+        f"TensorFlow {versions['tensorflow']}.\n\nSettings: {settings}. {found['chosen']} "
+        f"A batch holds {found['labels_in_batch']:.0f} of the {found['labels']} labels on average: "
+        "only the others are what a mining can add.\n\n"
         f"| | {' | '.join(shown)} |\n|---|{'---|' * len(shown)}\n" + "\n".join(lines) + "\n"
         f"\n{_verdict(found)}\n"
     )

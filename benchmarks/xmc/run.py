@@ -246,6 +246,12 @@ def look(path: str, row: str, told: dict[str, Any]) -> None:
     print(row, told, shown, f"{found['seconds']:.0f} s", flush=True)
 
 
+def labels_in_batch(data: RetrievalData, batch_size: int) -> float:
+    """Returns how many labels a batch of random events holds on average."""
+    counts = data.train.item_counts(data.items)
+    return float((1 - (1 - counts / counts.sum()) ** batch_size).sum())
+
+
 def run(path: str, seeds: list[int], told: dict[str, Any], save: Callable[..., None]) -> None:
     """Trains every row with every seed, and saves after each seed."""
     data = read(path, told["encoding"])
@@ -260,6 +266,7 @@ def run(path: str, seeds: list[int], told: dict[str, Any], save: Callable[..., N
         "points": points,
         "words": int(data.train.query_features["words"].shape[1]),
         "labels": len(data.items),
+        "labels_in_batch": labels_in_batch(data, told["batch_size"]),
         "settings": {name: value for name, value in told.items() if name != "chosen"},
         "chosen": told["chosen"],
         "references": references(path, told["ridge"]),
