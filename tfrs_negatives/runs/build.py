@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.clustering import ClusteredBatches, doubling
+from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.core.part import find_own
-from tfrs_negatives.data import RetrievalData
+from tfrs_negatives.data import Interactions, RetrievalData
 from tfrs_negatives.model.optimizers import SparseAdam
 from tfrs_negatives.model.two_tower import TwoTower
 from tfrs_negatives.runs.config import ModelConfig, RunConfig
@@ -31,12 +32,26 @@ class Learned(NamedTuple):
     Attributes:
         queries: how the query tower reads its features.
         items: how the item tower reads its features.
-        counts: [N] int64, the events of each item.
+        counts: [N] int64, the events of each item that are trained on.
     """
 
     queries: list[FeatureSpec]
     items: list[FeatureSpec]
     counts: np.ndarray
+
+
+def training_log(config: RunConfig, data: RetrievalData) -> Interactions:
+    """Returns the events that batches are made of: the training part, resampled where asked."""
+    options = config.train
+    chosen = {"threshold": options.resample_threshold, "exponent": options.resample_exponent}
+    if chosen == {"threshold": None, "exponent": None}:
+        return data.train
+    try:
+        return data.train.resample(**chosen, seed=options.seed)
+    except InputError as error:
+        raise InputError(
+            f"`train.resample_threshold` and `train.resample_exponent`, {error}"
+        ) from None
 
 
 def learn_features(config: RunConfig, data: RetrievalData) -> Learned:
@@ -46,14 +61,14 @@ def learn_features(config: RunConfig, data: RetrievalData) -> Learned:
         config: the run.
         data: its log; of the items, only those that occur in the training part are learned from.
     """
-    counts = data.train.item_counts(data.items)
-    seen = {name: column[counts > 0] for name, column in data.items.features.items()}
+    occurs = data.train.item_counts(data.items) > 0
+    seen = {name: column[occurs] for name, column in data.items.features.items()}
     share, key = config.model.id_dropout, data.train.query_key
     dropout = {} if key is None else {key: share}
     queries = infer_features(data.train, id_dropout=dropout)
     dropout = {data.items.item_key: share}
     items = infer_features(seen, declared=data.items.columns, id_dropout=dropout)
-    return Learned(queries, items, counts)
+    return Learned(queries, items, training_log(config, data).item_counts(data.items))
 
 
 def build_model(config: RunConfig, data: RetrievalData, learned: Learned | None = None) -> TwoTower:
@@ -97,10 +112,11 @@ def build_batches(
     options = config.batches
     if config.order == "random":
         return None
-    every = options.double_every or _epochs_per_doubling(config, data)
+    log = training_log(config, data)
+    every = options.double_every or _epochs_per_doubling(config, log)
     size = doubling(options.cluster_size, every=every, most=options.max_cluster_size)
     return ClusteredBatches(
-        data.train,
+        log,
         config.train.batch_size,
         item_key=item_key,
         cluster_size=size,
@@ -111,9 +127,9 @@ def build_batches(
     )
 
 
-def _epochs_per_doubling(config: RunConfig, data: RetrievalData) -> int:
+def _epochs_per_doubling(config: RunConfig, log: Interactions) -> int:
     """Returns the epochs after which the size doubles so that the largest clusters have a share."""
-    options, num_queries = config.batches, len(next(iter(data.train.queries()[0].values())))
+    options, num_queries = config.batches, len(next(iter(log.queries()[0].values())))
     largest = num_queries / (options.min_clusters * options.cluster_size)
     doublings = max(1, math.ceil(math.log2(max(largest, 1.0))))
     return max(1, config.train.epochs // (doublings + 1))
@@ -122,7 +138,8 @@ def _epochs_per_doubling(config: RunConfig, data: RetrievalData) -> int:
 def _optimizer(config: RunConfig, data: RetrievalData) -> tf.keras.optimizers.Optimizer:
     options, rate = config.train, config.train.learning_rate
     if options.schedule == "cosine":
-        steps = options.epochs * data.train.steps_per_epoch(options.batch_size)
+        log = training_log(config, data)
+        steps = options.epochs * log.steps_per_epoch(options.batch_size)
         rate = tf.keras.optimizers.schedules.CosineDecay(rate, steps)
     kwargs = {"unit_rows": True} if options.unit_rows else {}
     return OPTIMIZERS[options.optimizer](rate, **kwargs)

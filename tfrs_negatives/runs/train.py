@@ -24,7 +24,13 @@ from tfrs_negatives.index.saved.archive import read_manifest
 from tfrs_negatives.mining import MiningRules, MiningSummary, mine_hard_negatives
 from tfrs_negatives.model.two_tower import TwoTower
 from tfrs_negatives.runs import files
-from tfrs_negatives.runs.build import Learned, build_batches, build_model, learn_features
+from tfrs_negatives.runs.build import (
+    Learned,
+    build_batches,
+    build_model,
+    learn_features,
+    training_log,
+)
 from tfrs_negatives.runs.checkpoints import Checkpoints, EpochClock, HistoryFile
 from tfrs_negatives.runs.config import RunConfig, load_config
 from tfrs_negatives.runs.describe import as_text, describe
@@ -135,7 +141,7 @@ def _fit(
     dataset, refresh, checkpoints = _resumed_batches(config, data, model, work / files.CHECKPOINTS)
     model.fit(
         dataset,
-        steps_per_epoch=data.train.steps_per_epoch(config.train.batch_size),
+        steps_per_epoch=training_log(config, data).steps_per_epoch(config.train.batch_size),
         epochs=config.train.epochs,
         # Before the clock, whose seconds are to hold what the clusters cost.
         callbacks=[*refresh, clock, *extra, history, checkpoints, *callbacks],
@@ -164,7 +170,8 @@ def _resumed_batches(
     if batches is not None:
         return batches.dataset(start_step=start), [RefreshClusters(batches)], checkpoints
     size, seed = config.train.batch_size, config.train.seed
-    stream = data.train.stream(size, item_key=model.item_key, seed=seed, start_step=start)
+    log = training_log(config, data)
+    stream = log.stream(size, item_key=model.item_key, seed=seed, start_step=start)
     return stream, [], checkpoints
 
 
