@@ -16,7 +16,7 @@ from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.step.frequency import ExactFrequency
 from tfrs_negatives.step.masks.keep import AccidentalHits
 from tfrs_negatives.step.miners import Hardest
-from tfrs_negatives.step.records import Candidates, Sampler
+from tfrs_negatives.step.records import Candidates, Miner, Sampler
 from tfrs_negatives.step.samplers import CrossBatch, InBatch, Uniform
 from tfrs_negatives.step.task import Retrieval
 
@@ -54,6 +54,16 @@ class WholeCorpus(Sampler):
 
     def log_count(self, ids, batch):
         return tf.fill(tf.shape(ids), tf.constant(self.count))
+
+
+class Seen(Miner):
+    """Keeps what it is given where a test can see it, all candidates at once."""
+
+    reads_scores = True
+
+    def mine(self, scored, batch):
+        self.given = scored
+        return scored
 
 
 def loss_and_gradient(task, scores, item_ids, **call):
@@ -143,6 +153,46 @@ def test_a_probability_is_a_frequency_that_the_caller_knows():
             given, ROWS, POSITIVES, candidate_sampling_probability=probability
         )
         assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["in_batch", "uniform", "mixture"])
+def test_negatives_with_masked_copies_is_the_loss_that_leaves_the_positive_out(kind):
+    """Khrylchenko et al. (RecSys 2025), written as they do: another value, the same gradient.
+
+    L = -(1 - P) log(exp(s+) / sum_i exp(s_i - log Q'_i)), 1 - P without gradient,
+    P = exp(s+) / (exp(s+) + mean_i exp(s_i - log Q'_i)), Q' = Q / (1 - Q+) over the n others.
+    """
+    draws = 12
+    negatives, num_batch = sources(kind, draws)
+    seen = Seen()
+    task = Retrieval(
+        negatives=negatives,
+        frequency=ExactFrequency(np.arange(N), Q * 1e6),
+        masks=[AccidentalHits()],
+        miners=[seen],
+        correct="negatives",
+    )
+    ids = np.random.default_rng(5).choice(N, size=num_batch, p=Q)
+    ids[0] = POSITIVE
+    _, gradient = loss_and_gradient(task, SCORES[None], ids, training=True)
+    kept = seen.given.ids.numpy()[seen.given.keep.numpy()[0]]
+    assert len(kept) < draws
+    # What the pool draws with: of the mixture, the batch's share of Q and the rest of 1 / N.
+    share = {"in_batch": 1.0, "uniform": 0.0, "mixture": 0.5}[kind]
+    law = share * Q + (1 - share) / N
+    scores = SCORES.astype(np.float64)
+
+    def theirs(scores, fixed):
+        # The mean number of candidates that are not the positive, which their n estimates.
+        number = draws * (1 - law[POSITIVE])
+        others = law / (1 - law[POSITIVE])
+        log_sum = np.log(np.sum(np.exp(scores[kept]) / others[kept]))
+        fixed_sum = np.sum(np.exp(fixed[kept]) / others[kept]) / number
+        solved = np.exp(fixed[POSITIVE]) / (np.exp(fixed[POSITIVE]) + fixed_sum)
+        return -(1 - solved) * (scores[POSITIVE] - log_sum)
+
+    expected = reference.numerical_gradient(lambda x: theirs(x, scores), scores)
+    np.testing.assert_allclose(gradient[0], expected, atol=1e-5)
 
 
 def test_temperature_divides_the_score_and_therefore_the_query():

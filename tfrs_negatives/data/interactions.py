@@ -17,6 +17,7 @@ from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.columns import num_rows, read_column, row_numbers
 from tfrs_negatives.data.groups import Moment, event_of_each
 from tfrs_negatives.data.ids import as_ids, check_ids, check_same_kind, id_kind
+from tfrs_negatives.data.resampling import resampled_rows
 from tfrs_negatives.data.roles import as_feature, as_numbers, as_times, as_type
 from tfrs_negatives.data.schema import Column, ColumnSpec, Schema
 
@@ -204,6 +205,17 @@ class Interactions:
             column = getattr(self, name)
             taken._set(**{name: None if column is None else column[rows]})
         return taken
+
+    def resample(
+        self, *, threshold: float | None = None, exponent: float | None = None, seed: int = 0
+    ) -> Interactions:
+        """Returns the events with those of frequent items thinned or those of rare ones repeated.
+
+        For training only: histories, evaluations and splits want the log as it is. Arguments and
+        errors are those of `resampled_rows`.
+        """
+        options: dict[str, Any] = {"threshold": threshold, "exponent": exponent, "seed": seed}
+        return self.take(resampled_rows(self.item_ids, **options))
 
     def queries(self, *, moment: Moment = "last") -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Groups the events by query.

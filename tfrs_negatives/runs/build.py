@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.clustering import ClusteredBatches, doubling
+from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.core.part import find_own
-from tfrs_negatives.data import QueryBatches, RetrievalData
+from tfrs_negatives.data import Interactions, QueryBatches, RetrievalData
 from tfrs_negatives.model.optimizers import SparseAdam
 from tfrs_negatives.model.two_tower import TwoTower
 from tfrs_negatives.runs.config import RunConfig
@@ -32,12 +33,26 @@ class Learned(NamedTuple):
     Attributes:
         queries: how the query tower reads its features.
         items: how the item tower reads its features.
-        counts: [N] int64, the events of each item.
+        counts: [N] int64, the events of each item that are trained on.
     """
 
     queries: list[FeatureSpec]
     items: list[FeatureSpec]
     counts: np.ndarray
+
+
+def training_log(config: RunConfig, data: RetrievalData) -> Interactions:
+    """Returns the events that batches are made of: the training part, resampled where asked."""
+    options = config.train
+    chosen = {"threshold": options.resample_threshold, "exponent": options.resample_exponent}
+    if chosen == {"threshold": None, "exponent": None}:
+        return data.train
+    try:
+        return data.train.resample(**chosen, seed=options.seed)
+    except InputError as error:
+        raise InputError(
+            f"`train.resample_threshold` and `train.resample_exponent`, {error}"
+        ) from None
 
 
 def learn_features(config: RunConfig, data: RetrievalData) -> Learned:
@@ -47,14 +62,14 @@ def learn_features(config: RunConfig, data: RetrievalData) -> Learned:
         config: the run.
         data: its log; of the items, only those that occur in the training part are learned from.
     """
-    counts = data.train.item_counts(data.items)
-    seen = {name: column[counts > 0] for name, column in data.items.features.items()}
+    occurs = data.train.item_counts(data.items) > 0
+    seen = {name: column[occurs] for name, column in data.items.features.items()}
     share, key = config.model.id_dropout, data.train.query_key
     dropout = {} if key is None else {key: share}
     queries = infer_features(data.train, id_dropout=dropout)
     dropout = {data.items.item_key: share}
     items = infer_features(seen, declared=data.items.columns, id_dropout=dropout)
-    return Learned(queries, items, counts)
+    return Learned(queries, items, training_log(config, data).item_counts(data.items))
 
 
 def build_model(config: RunConfig, data: RetrievalData, learned: Learned | None = None) -> TwoTower:
@@ -100,10 +115,11 @@ def build_batches(
         return None
     if config.order == "by_query":
         return _query_batches(config, data, item_key)
-    every = options.double_every or _epochs_per_doubling(config, data)
+    log = training_log(config, data)
+    every = options.double_every or _epochs_per_doubling(config, log)
     size = doubling(options.cluster_size, every=every, most=options.max_cluster_size)
     return ClusteredBatches(
-        data.train,
+        log,
         config.train.batch_size,
         item_key=item_key,
         cluster_size=size,
@@ -115,23 +131,23 @@ def build_batches(
 
 
 def _query_batches(config: RunConfig, data: RetrievalData, item_key: str) -> QueryBatches:
-    most, seed = config.batches.max_positives, config.train.seed
-    size = config.train.batch_size
-    return QueryBatches(data.train, size, item_key=item_key, max_positives=most, seed=seed)
+    options = {"max_positives": config.batches.max_positives, "seed": config.train.seed}
+    log, size = training_log(config, data), config.train.batch_size
+    return QueryBatches(log, size, item_key=item_key, **options)
 
 
 def steps_per_epoch(config: RunConfig, data: RetrievalData) -> int:
     """Returns how many batches an epoch of a run has."""
-    size = config.train.batch_size
+    log, size = training_log(config, data), config.train.batch_size
     if config.order == "by_query":
-        num_queries = len(next(iter(data.train.queries()[0].values())))
+        num_queries = len(next(iter(log.queries()[0].values())))
         return -(-num_queries // size)
-    return data.train.steps_per_epoch(size)
+    return log.steps_per_epoch(size)
 
 
-def _epochs_per_doubling(config: RunConfig, data: RetrievalData) -> int:
+def _epochs_per_doubling(config: RunConfig, log: Interactions) -> int:
     """Returns the epochs after which the size doubles so that the largest clusters have a share."""
-    options, num_queries = config.batches, len(next(iter(data.train.queries()[0].values())))
+    options, num_queries = config.batches, len(next(iter(log.queries()[0].values())))
     largest = num_queries / (options.min_clusters * options.cluster_size)
     doublings = max(1, math.ceil(math.log2(max(largest, 1.0))))
     return max(1, config.train.epochs // (doublings + 1))
@@ -181,7 +197,7 @@ def _build_task(config: RunConfig, data: RetrievalData, counts: np.ndarray) -> R
     if config.order == "by_query":
         # What a long history does not bring to a batch is not part of the stream either.
         batches = _query_batches(config, data, data.items.item_key)
-        shares = batches.event_shares
-        drawn = np.bincount(data.train.item_rows(data.items), shares, len(data.items))
+        rows = batches.log.item_rows(data.items)
+        drawn = np.bincount(rows, batches.event_shares, len(data.items))
         run = Run(data.items, data.train, drawn, batches.positives_per_query)
     return config.task.expansion.build(run, reduction="mean", **options)

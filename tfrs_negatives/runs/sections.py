@@ -155,6 +155,8 @@ class TrainConfig(Section):
 
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(2048, ge=1)
+    resample_threshold: float | None = Field(None, gt=0, description="thins items of larger share")
+    resample_exponent: float | None = Field(None, ge=0, description="events by count ^ exponent")
     optimizer: Literal["adagrad", "sparse_adam"] = "sparse_adam"
     learning_rate: float = Field(0.003, gt=0)
     schedule: Literal["constant", "cosine"] = Field(

@@ -30,6 +30,7 @@ from tfrs_negatives.runs.build import (
     build_model,
     learn_features,
     steps_per_epoch,
+    training_log,
 )
 from tfrs_negatives.runs.checkpoints import Checkpoints, EpochClock, HistoryFile
 from tfrs_negatives.runs.config import RunConfig, load_config
@@ -172,7 +173,8 @@ def _resumed_batches(
         refresh = [] if clustered is None else [RefreshClusters(clustered)]
         return batches.dataset(start_step=start), refresh, checkpoints
     size, seed = config.train.batch_size, config.train.seed
-    stream = data.train.stream(size, item_key=model.item_key, seed=seed, start_step=start)
+    log = training_log(config, data)
+    stream = log.stream(size, item_key=model.item_key, seed=seed, start_step=start)
     return stream, [], checkpoints
 
 

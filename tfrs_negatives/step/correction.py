@@ -8,7 +8,7 @@ the sum over the catalogue. Two consistent rules exist for the positive:
     "negatives"  the positive is left alone, so that the denominator estimates the full softmax
                  (Yang et al., WWW 2020, equation 5, with counts in the place of probabilities). Its
                  gradient, without copies of the positive, is that of Khrylchenko et al. (RecSys
-                 2025), who leave it out of the correction too.
+                 2025), who leave it out of the correction too (`tests/test_relations.py`).
 """
 
 from __future__ import annotations
