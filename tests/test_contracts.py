@@ -106,6 +106,10 @@ PARTS = {
         "negatives": [InBatch(), Uniform(CATALOGUE, 5)],
         "frequency": exact(),
     },
+    "Uniform of a part": lambda: {
+        "negatives": [InBatch(), Uniform(CATALOGUE, 5, num_items=4, seed=3)],
+        "frequency": exact(),
+    },
     "Popularity": lambda: {"negatives": [Popularity(CATALOGUE, 5, counts=COUNTS)]},
     "LogUniform": lambda: {"negatives": [LogUniform(CATALOGUE, 5, counts=COUNTS)]},
     "CrossBatch": lambda: {
