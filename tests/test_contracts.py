@@ -47,6 +47,7 @@ from tfrs_negatives.step.miners import (
 from tfrs_negatives.step.records import Frequency, Loss, Mask, Miner, Sampler, Scored, StepPart
 from tfrs_negatives.step.report import StepReport
 from tfrs_negatives.step.samplers import (
+    AdaptivePool,
     CrossBatch,
     Explicit,
     InBatch,
@@ -60,6 +61,8 @@ from tfrs_negatives.step.samplers.catalogue_draws import CatalogueDraws, Counted
 from tfrs_negatives.step.samplers.drift import FeatureDrift
 from tfrs_negatives.step.samplers.memory_bank import MemoryBank
 from tfrs_negatives.step.samplers.negative_table import NegativeTable
+from tfrs_negatives.step.samplers.query_pool import QueryPool
+from tfrs_negatives.step.samplers.query_rows import QueryRows
 from tfrs_negatives.step.score import Affinity, ItemBias
 from tfrs_negatives.step.task import Retrieval
 
@@ -129,6 +132,19 @@ PARTS = {
     "NegativeTable": lambda: {
         "negatives": [InBatch(), Explicit(mined(), CATALOGUE)],
         "frequency": exact(),
+    },
+    "AdaptivePool": lambda: {
+        "negatives": [
+            AdaptivePool(
+                Uniform(CATALOGUE, 7),
+                CATALOGUE,
+                HISTORY,
+                num_negatives=3,
+                pool_size=4,
+                masks=[KnownPositives(HISTORY, CATALOGUE, static_shapes=True)],
+            )
+        ],
+        "correct": None,
     },
     "Weighted": lambda: {
         "negatives": [InBatch(), Weighted(Uniform(CATALOGUE, 5), HALVE)],
@@ -265,7 +281,8 @@ def loss_and_gradients(task, queries=QUERIES, items=ITEMS, ids=IDS, corpus=CORPU
 
 # What a part is made of, and what parts have in common: tried through them.
 INNER = (
-    *(CatalogueDraws, CountedDraws, FeatureDrift, MemoryBank, RankedMiner, StepReport),
+    *(CatalogueDraws, CountedDraws, FeatureDrift, MemoryBank, QueryPool, QueryRows),
+    *(RankedMiner, StepReport),
     *(Frequency, GivenMask, KerasLoss, Loss, Mask, Miner, Sampler, StepPart),
 )
 

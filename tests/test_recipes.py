@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from tfrs_negatives import losses
+from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.data import Interactions
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.model.recipes import (
+    adaptive_importance_resampling,
     cross_batch_negative_sampling,
     cross_batch_ngame,
     dynamic_negative_sampling,
@@ -82,6 +84,16 @@ def test_dynamic_negative_sampling_takes_m_of_n():
     assert [type(mask) for mask in known.masks] == [KnownPositives]
 
 
+def test_pools_of_queries_need_a_log_and_keep_its_items_out():
+    task = adaptive_importance_resampling(ITEMS, history=LOG, pool_size=9, num_proposals=30)
+    (pool,) = task.negatives
+    assert (pool.pool_size, pool.proposals.num_negatives, pool.num_negatives) == (9, 30, 5)
+    assert [type(mask) for mask in pool.masks + task.masks] == [KnownPositives] * 2
+    assert isinstance(task.loss_function, losses.BPR)
+    with pytest.raises(InputError, match="`history`"):
+        adaptive_importance_resampling(ITEMS)
+
+
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -93,6 +105,7 @@ def test_dynamic_negative_sampling_takes_m_of_n():
         lambda items, **options: ngame(items, history=LOG, **options),
         lambda items, **options: cross_batch_ngame(items, history=LOG, **options),
         dynamic_negative_sampling,
+        lambda items, **options: adaptive_importance_resampling(items, history=LOG, **options),
     ],
 )
 def test_recipes_take_the_mean_over_the_batch(recipe):

@@ -28,6 +28,7 @@ from tfrs_negatives.step.masks.keep import AccidentalHits, ScoreMargin
 from tfrs_negatives.step.masks.known_positives import KnownPositives
 from tfrs_negatives.step.miners import Hardest, RandomOfTop, WithinPositiveRadius
 from tfrs_negatives.step.samplers import (
+    AdaptivePool,
     CrossBatch,
     Explicit,
     InBatch,
@@ -92,6 +93,12 @@ COMPOSITIONS = {
         "negatives": [InBatch(), Weighted(Explicit("rejected", ITEMS), 0.5)],
         "loss": EasyHardMixture(0.4),
         "frequency": streaming(),
+    },
+    "adaptive pool": lambda: {
+        "negatives": [
+            AdaptivePool(Uniform(ITEMS, 9), ITEMS, HISTORY, masks=[KnownPositives(HISTORY, ITEMS)])
+        ],
+        "correct": None,
     },
     "mixed cross-batch": lambda: {
         "negatives": [InBatch(), Uniform(ITEMS, 6), CrossBatch(10)],

@@ -51,6 +51,7 @@ from .step.records import Mask as Mask
 from .step.records import Miner as Miner
 from .step.records import Sampler as Sampler
 from .step.records import Scored as Scored
+from .step.samplers import AdaptivePool as AdaptivePool
 from .step.samplers import CrossBatch as CrossBatch
 from .step.samplers import Explicit as Explicit
 from .step.samplers import InBatch as InBatch

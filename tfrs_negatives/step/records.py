@@ -14,8 +14,13 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.part import Part
 from tfrs_negatives.core.types import Features
+
+
+def _no_task(_candidates: Candidates) -> tuple[tf.Tensor, tf.Tensor]:
+    raise bad_input("batch.score", "the batch of a task, because a part asks for scores", None)
 
 
 class Batch(NamedTuple):
@@ -41,6 +46,9 @@ class Batch(NamedTuple):
             stream yields this id, [m] float32. Raises where the task has no estimator.
         encode_items: item features -> vectors [m, D]. Raises where the task was given none.
         encode_probes: the same as in inference, for measurements; no gradient is taken.
+        score: candidates -> scores as those of the pool are made, of the positives [B] and of the
+            candidates [B, n]. Raises outside of a task.
+        number: of the part that was given this, see `for_part`; a sampler's is that in `Scored`.
     """
 
     queries: tf.Tensor
@@ -57,6 +65,8 @@ class Batch(NamedTuple):
     log_probability: Callable[[tf.Tensor], tf.Tensor]
     encode_items: Callable[[Features], tf.Tensor]
     encode_probes: Callable[[Features], tf.Tensor]
+    score: Callable[[Candidates], tuple[tf.Tensor, tf.Tensor]] = _no_task
+    number: int = -1
 
     @property
     def several_vectors(self) -> bool:
@@ -66,7 +76,7 @@ class Batch(NamedTuple):
     def for_part(self, number: int) -> Batch:
         """Returns the same with a seed of its own for one of the parts that draw."""
         seed = tf.random.experimental.stateless_fold_in(self.seed, number, alg="philox")
-        return self._replace(seed=seed)
+        return self._replace(seed=seed, number=number)
 
 
 def is_per_row(ids: tf.Tensor) -> bool:
@@ -233,7 +243,7 @@ class StepPart(Part):
         """Learns from a training step once its loss is known; the same on every replica.
 
         Args:
-            batch: the step.
+            batch: the step; its seed is that of `sample`, its number that of the part.
             scored: the candidates that the loss was made of. Where nobody reads single scores they
                 may never have been there: only `ids`, `sampler`, `log_count` and `own_rows` are.
         """

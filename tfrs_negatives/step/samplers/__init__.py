@@ -5,6 +5,7 @@ many of its candidates hold each id on average. The second is asked for the ids 
 because each is corrected with the count of the mixture, whichever sampler it came from.
 """
 
+from tfrs_negatives.step.samplers.adaptive_pool import AdaptivePool
 from tfrs_negatives.step.samplers.catalogue_draws import LogUniform, Popularity, Uniform
 from tfrs_negatives.step.samplers.cross_batch import CrossBatch
 from tfrs_negatives.step.samplers.explicit import Explicit
@@ -13,6 +14,7 @@ from tfrs_negatives.step.samplers.index_stream import IndexStream
 from tfrs_negatives.step.samplers.weighted import Weighted
 
 __all__ = [
+    "AdaptivePool",
     "CrossBatch",
     "Explicit",
     "InBatch",

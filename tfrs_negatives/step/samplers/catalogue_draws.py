@@ -103,7 +103,7 @@ class Uniform(CatalogueDraws):
         if num_items is not None and not 1 <= num_items <= len(items):
             raise bad_input("num_items", f"from 1 to {len(items)}, the catalogue", num_items)
         self.num_items, self.seed = num_items, seed
-        self._rows = None
+        self._size, self._rows = num_items or len(items), None
         if num_items is not None:
             order = np.random.Generator(np.random.PCG64(seed)).permutation(len(items))
             # An eager constant: a traced function captures it by reference.
@@ -112,16 +112,13 @@ class Uniform(CatalogueDraws):
 
     def draw(self, uniform: tf.Tensor) -> tf.Tensor:
         """Returns floor(u N), or the item at place floor(u m) of the part."""
-        if self._rows is None:
-            return tf.cast(uniform * len(self.items), tf.int64)
         # A product rounded up to m is no place.
-        place = tf.minimum(tf.cast(uniform * self.num_items, tf.int64), self.num_items - 1)
-        return tf.gather(self._rows, place)
+        place = tf.minimum(tf.cast(uniform * self._size, tf.int64), self._size - 1)
+        return place if self._rows is None else tf.gather(self._rows, place)
 
     def log_probability(self, rows: tf.Tensor) -> tf.Tensor:
         """Returns -log N; of a part -log m, and -inf outside of it."""
-        number = len(self.items) if self._rows is None else self.num_items
-        inside = tf.fill(tf.shape(rows), np.float32(-math.log(number)))
+        inside = tf.fill(tf.shape(rows), np.float32(-math.log(self._size)))
         if self._rows is None:
             return inside
         _, found = find_sorted(self._rows, tf.cast(rows, tf.int64))

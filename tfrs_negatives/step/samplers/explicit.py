@@ -7,11 +7,11 @@ from typing import Any
 import tensorflow as tf
 
 from tfrs_negatives.core.part import part
-from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.id_lists import keys_of_rows
 from tfrs_negatives.step.records import Batch, Candidates, Sampler
 from tfrs_negatives.step.samplers.negative_table import NegativeTable
+from tfrs_negatives.step.samplers.of_rows import candidates_of_rows
 
 
 @part("sampler")
@@ -46,18 +46,7 @@ class Explicit(Sampler, tf.keras.layers.Layer):
     def sample(self, batch: Batch) -> Candidates:
         """Returns candidates [B, n]: each row its own."""
         keys, label = self._keys(batch)
-        rows = self.items.rows_of_keys(keys)
-        known = tf.debugging.assert_equal(
-            tf.equal(keys, EMPTY_ID) | (rows >= 0),
-            True,
-            f"`{label}`: expected only items of the catalogue.",
-        )
-        with tf.control_dependencies([known] if known is not None else []):
-            features = self.items.gather(tf.maximum(tf.reshape(rows, [-1]), 0))
-        vectors = batch.encode_items(features)
-        shape = tf.concat([tf.shape(rows), tf.shape(vectors)[1:]], axis=0)
-        vectors = tf.reshape(vectors, shape)
-        return Candidates(keys, vectors, rows >= 0)
+        return candidates_of_rows(keys, self.items, batch, label=label)
 
     def _keys(self, batch: Batch) -> tuple[tf.Tensor, str]:
         num_rows = batch.queries.shape[0]
