@@ -48,12 +48,14 @@ from tfrs_negatives.step.records import Frequency, Loss, Mask, Miner, Sampler, S
 from tfrs_negatives.step.report import StepReport
 from tfrs_negatives.step.samplers import (
     AdaptivePool,
+    Balanced,
     CrossBatch,
     Explicit,
     InBatch,
     IndexStream,
     LogUniform,
     Popularity,
+    RobustMemory,
     Uniform,
     Weighted,
 )
@@ -145,6 +147,28 @@ PARTS = {
             )
         ],
         "correct": None,
+    },
+    "RobustMemory": lambda: {
+        "negatives": [
+            InBatch(),
+            RobustMemory(
+                Uniform(CATALOGUE, 7),
+                CATALOGUE,
+                HISTORY,
+                pool_size=3,
+                warmup_epochs=1,
+                masks=[KnownPositives(HISTORY, CATALOGUE, static_shapes=True)],
+            ),
+        ],
+        "frequency": exact(),
+    },
+    "Balanced": lambda: {
+        "negatives": [InBatch(), Balanced(Uniform(CATALOGUE, 5), 0.3, rate=0.4)],
+        "frequency": exact(),
+    },
+    "Balanced own": lambda: {
+        "negatives": [InBatch(), Balanced(Explicit("rejected", CATALOGUE), rate=0.4)],
+        "frequency": exact(),
     },
     "Weighted": lambda: {
         "negatives": [InBatch(), Weighted(Uniform(CATALOGUE, 5), HALVE)],

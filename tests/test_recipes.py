@@ -17,6 +17,7 @@ from tfrs_negatives.model.recipes import (
     mixed_cross_batch_negative_sampling,
     mixed_negative_sampling,
     ngame,
+    simplified_robust,
     uniform_negative_sampling,
 )
 from tfrs_negatives.step.masks.keep import AccidentalHits
@@ -106,6 +107,7 @@ def test_pools_of_queries_need_a_log_and_keep_its_items_out():
         lambda items, **options: cross_batch_ngame(items, history=LOG, **options),
         dynamic_negative_sampling,
         lambda items, **options: adaptive_importance_resampling(items, history=LOG, **options),
+        lambda items, **options: simplified_robust(items, history=LOG, **options),
     ],
 )
 def test_recipes_take_the_mean_over_the_batch(recipe):

@@ -29,12 +29,14 @@ from tfrs_negatives.step.masks.known_positives import KnownPositives
 from tfrs_negatives.step.miners import Hardest, RandomOfTop, WithinPositiveRadius
 from tfrs_negatives.step.samplers import (
     AdaptivePool,
+    Balanced,
     CrossBatch,
     Explicit,
     InBatch,
     IndexStream,
     LogUniform,
     Popularity,
+    RobustMemory,
     Uniform,
     Weighted,
 )
@@ -99,6 +101,17 @@ COMPOSITIONS = {
             AdaptivePool(Uniform(ITEMS, 9), ITEMS, HISTORY, masks=[KnownPositives(HISTORY, ITEMS)])
         ],
         "correct": None,
+    },
+    "robust memory": lambda: {
+        "negatives": [
+            Balanced(InBatch(), 0.3, rate=0.4),
+            RobustMemory(Uniform(ITEMS, 9), ITEMS, HISTORY, pool_size=3, warmup_epochs=0.5),
+        ],
+        "correct": None,
+    },
+    "balanced": lambda: {
+        "negatives": [InBatch(), Balanced(Uniform(ITEMS, 6), 0.6, rate=0.5)],
+        "frequency": streaming(),
     },
     "mixed cross-batch": lambda: {
         "negatives": [InBatch(), Uniform(ITEMS, 6), CrossBatch(10)],

@@ -29,6 +29,7 @@ def adaptive_importance_resampling(
     Example:
         >>> import numpy as np
         >>> from tfrs_negatives.data import Interactions
+        >>> from tfrs_negatives.data.catalogue import ItemCatalogue
         >>> log = Interactions({"user": np.array([1, 2])}, np.array([7, 9]), query_key="user")
         >>> task = adaptive_importance_resampling(ItemCatalogue([7, 9]), history=log)
         >>> [sampler.name for sampler in task.negatives]
@@ -38,6 +39,47 @@ def adaptive_importance_resampling(
     """
     sizes = {"num_negatives": num_negatives, "pool_size": pool_size}
     return _of_queries({"adaptive_pool": {**_proposals(num_proposals), **sizes}}, history)
+
+
+@recipe
+def simplified_robust(
+    *,
+    pool_size: int = 8,
+    num_proposals: int = 64,
+    alpha: float = 5.0,
+    warmup_epochs: float = 50.0,
+    history: bool = True,
+) -> Preset:
+    """Of a memory of each query the item whose score is high and varies, paired with the positive.
+
+    Args:
+        items: the catalogue to draw from.
+        history: the training log: whose queries have memories, and what is kept out of them.
+        pool_size: how many items a memory has.
+        num_proposals: how many uniform items may enter the memories in a step.
+        alpha: what the standard deviation over epochs counts for.
+        warmup_epochs: until when it counts for less.
+        **options: any keyword of `Retrieval`.
+
+    Returns:
+        The task.
+
+    Raises:
+        InputError: without a log.
+
+    Example:
+        >>> import numpy as np
+        >>> from tfrs_negatives.data import Interactions
+        >>> from tfrs_negatives.data.catalogue import ItemCatalogue
+        >>> log = Interactions({"user": np.array([1, 2])}, np.array([7, 9]), query_key="user")
+        >>> task = simplified_robust(ItemCatalogue([7, 9]), history=log)
+        >>> [sampler.name for sampler in task.negatives]
+        ['robust_memory']
+
+    Source: Ding et al., NeurIPS 2020 (SRNS); see `RobustMemory` for where we differ.
+    """
+    sizes = {"pool_size": pool_size, "alpha": alpha, "warmup_epochs": warmup_epochs}
+    return _of_queries({"robust_memory": {**_proposals(num_proposals), **sizes}}, history)
 
 
 def _proposals(num: int) -> Preset:

@@ -18,6 +18,7 @@ from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.model.query_recipes import (
     adaptive_importance_resampling as adaptive_importance_resampling,
 )
+from tfrs_negatives.model.query_recipes import simplified_robust as simplified_robust
 from tfrs_negatives.model.recipe import SCORE as SCORE
 from tfrs_negatives.model.recipe import Preset as Preset
 from tfrs_negatives.model.recipe import recipe as recipe

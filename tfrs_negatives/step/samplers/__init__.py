@@ -6,21 +6,25 @@ because each is corrected with the count of the mixture, whichever sampler it ca
 """
 
 from tfrs_negatives.step.samplers.adaptive_pool import AdaptivePool
+from tfrs_negatives.step.samplers.balanced import Balanced
 from tfrs_negatives.step.samplers.catalogue_draws import LogUniform, Popularity, Uniform
 from tfrs_negatives.step.samplers.cross_batch import CrossBatch
 from tfrs_negatives.step.samplers.explicit import Explicit
 from tfrs_negatives.step.samplers.in_batch import InBatch
 from tfrs_negatives.step.samplers.index_stream import IndexStream
+from tfrs_negatives.step.samplers.robust_memory import RobustMemory
 from tfrs_negatives.step.samplers.weighted import Weighted
 
 __all__ = [
     "AdaptivePool",
+    "Balanced",
     "CrossBatch",
     "Explicit",
     "InBatch",
     "IndexStream",
     "LogUniform",
     "Popularity",
+    "RobustMemory",
     "Uniform",
     "Weighted",
 ]

@@ -94,6 +94,6 @@ def write_rows(table: tf.Variable, rows: tf.Tensor, values: tf.Tensor, writes: t
     writes = first_of_each(rows) & (rows < last)
     target = tf.where(writes, rows, last)
     kept = tf.gather(table, target)
-    shape = tf.concat([tf.shape(writes), tf.ones([tf.rank(values) - 1], tf.int32)], axis=0)
-    values = tf.where(tf.reshape(writes, shape), values, kept)
+    each = tf.reshape(writes, [-1, *[1] * (values.shape.rank - 1)])
+    values = tf.where(each, values, kept)
     table.scatter_update(tf.IndexedSlices(values, target))
