@@ -40,3 +40,22 @@ def robust_pick(gains_now, history, positive, factor):
         if value > best:
             best, place = value, number
     return place
+
+
+def expected_gradient(policy, advantages):
+    """The mean over all choices l of the gradient of -advantage(l) log policy(l), by its logits."""
+    total = np.zeros(len(policy))
+    for choice, (probability, advantage) in enumerate(zip(policy, advantages, strict=True)):
+        for k in range(len(policy)):
+            total[k] += probability * advantage * (policy[k] - (k == choice))
+    return total
+
+
+def adagrad(vectors, squares, updates, rate):
+    """One step: `updates` are (row, gradient); each moves by the squares of all of the step."""
+    vectors, squares = vectors.copy(), squares.copy()
+    for row, gradient in updates:
+        squares[row] += gradient**2
+    for row, gradient in updates:
+        vectors[row] -= rate * gradient / np.sqrt(squares[row])
+    return vectors

@@ -13,7 +13,16 @@ from tfrs_negatives.data import Interactions
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.step.masks.known_positives import KnownPositives
 from tfrs_negatives.step.miners import Hardest
-from tfrs_negatives.step.samplers import AdaptivePool, Explicit, InBatch, Popularity, Uniform
+from tfrs_negatives.step.samplers import (
+    AdaptivePool,
+    Explicit,
+    InBatch,
+    Popularity,
+    Reinforced,
+    RobustMemory,
+    Uniform,
+    Weighted,
+)
 from tfrs_negatives.step.samplers.of_rows import write_rows
 from tfrs_negatives.step.task import Retrieval
 
@@ -103,18 +112,21 @@ def test_few_proposals_follow_their_importance():
 
 
 def test_only_the_first_row_of_a_known_query_changes_its_pool():
-    pool = pool_of(pool_size=30)
+    pool = pool_of(pool_size=300)
     task = task_of(pool)
     task.build([None, D])
     before = pool.pool.numpy().copy()
     users = np.array([5, 9, 5, 1000, 2, 9, 7])
     queries = np.tile(QUERY, (7, 1))
-    queries[2] *= 50.0  # would make a pool of one item
+    queries[2] *= 50.0  # would fill half of the slots with one item
     step_of(task, users, queries=queries)
     changed = np.flatnonzero((pool.pool.numpy() != before).any(axis=1))
     known = set(range(USERS))
     assert changed.tolist() == sorted(users[slow.first_rows(users, known)])
-    assert len(set(pool.pool.numpy()[5])) > 2
+    best = (pool.pool.numpy()[5] == 50 + np.argmax(CORPUS @ QUERY)).mean()
+    law = slow.softmax(CORPUS @ QUERY).max()
+    assert best == pytest.approx((law + 1 / N) / 2, abs=0.12)
+    assert (1 + 1 / N) / 2 - (law + 1 / N) / 2 > 0.2
 
 
 def test_evaluation_changes_nothing():
@@ -243,3 +255,55 @@ def test_a_batch_without_the_query_is_an_error():
         )
     with pytest.raises(InputError, match="integers"):
         step_of(task_of(pool_of()), np.array(["a", "b"]))
+
+
+# ------------------------------------------------------------------ all that know queries
+
+
+TEXTS = ItemCatalogue(["a", "b", "é"])
+TEXT_LOG = Interactions({"user": np.array(["u", "v"])}, np.array(["a", "b"]), query_key="user")
+KNOWING_QUERIES = {
+    "adaptive": lambda log=TEXT_LOG: AdaptivePool(Uniform(TEXTS, 9), TEXTS, log),
+    "robust": lambda log=TEXT_LOG: RobustMemory(Uniform(TEXTS, 1), TEXTS, log, pool_size=5),
+    "reinforced": lambda log=TEXT_LOG: Reinforced(
+        TEXTS, log, exposed="shown", num_candidates=1, masks=[KnownPositives(log, TEXTS)]
+    ),
+}
+
+
+def step_of_texts(task, *, heads=None, scale=1.0, users=("v", "new", "u", "v")):
+    size = len(users)
+    queries = RNG.normal(size=(size, *([heads] if heads else []), D)) * scale
+    corpus = tf.constant(RNG.normal(size=(3, D)), tf.float32)
+    return task(
+        tf.constant(queries, tf.float32),
+        tf.gather(corpus, [0, 1, 2, 0][:size]),
+        candidate_ids=tf.constant(["a", "b", "é", "a"][:size]),
+        features={
+            "user": tf.constant(users),
+            "shown": tf.constant([["é", ""], ["b", "x"], ["", ""], ["a", "b"]][:size]),
+        },
+        encode_items=lambda f: tf.gather(corpus, TEXTS.rows(f["item_id"])),
+        training=True,
+    )
+
+
+@pytest.mark.parametrize("kind", KNOWING_QUERIES)
+def test_texts_several_vectors_huge_scores_and_one_row(kind):
+    sampler = KNOWING_QUERIES[kind]()
+    task = task_of(Weighted(sampler, 0.5), InBatch())
+    for options in ({}, {"heads": 2}, {"scale": 1e30}, {"users": ("u",)}, {"users": ("new",)}):
+        assert np.isfinite(float(step_of_texts(task, **options)))
+    for variable in sampler.variables:
+        if variable.dtype == tf.int64:
+            continue
+        values = variable.numpy()
+        # Scores that nobody has measured yet, of which the last query has none at all.
+        assert np.isfinite(values).all() or "scores" in variable.name
+
+
+@pytest.mark.parametrize("kind", KNOWING_QUERIES)
+def test_a_log_without_queries_is_an_error(kind):
+    no_key = Interactions({"user": np.array(["u"])}, np.array(["a"]))
+    with pytest.raises(InputError, match="query_key"):
+        KNOWING_QUERIES[kind](no_key)

@@ -55,6 +55,7 @@ from tfrs_negatives.step.samplers import (
     IndexStream,
     LogUniform,
     Popularity,
+    Reinforced,
     RobustMemory,
     Uniform,
     Weighted,
@@ -147,6 +148,13 @@ PARTS = {
             )
         ],
         "correct": None,
+    },
+    "Reinforced": lambda: {
+        "negatives": [
+            InBatch(),
+            Reinforced(CATALOGUE, HISTORY, exposed="rejected", num_candidates=4, width=3),
+        ],
+        "frequency": exact(),
     },
     "RobustMemory": lambda: {
         "negatives": [

@@ -17,6 +17,7 @@ from tfrs_negatives.model.recipes import (
     mixed_cross_batch_negative_sampling,
     mixed_negative_sampling,
     ngame,
+    reinforced_negative_sampling,
     simplified_robust,
     uniform_negative_sampling,
 )
@@ -108,6 +109,7 @@ def test_pools_of_queries_need_a_log_and_keep_its_items_out():
         dynamic_negative_sampling,
         lambda items, **options: adaptive_importance_resampling(items, history=LOG, **options),
         lambda items, **options: simplified_robust(items, history=LOG, **options),
+        lambda items, **options: reinforced_negative_sampling(items, history=LOG, **options),
     ],
 )
 def test_recipes_take_the_mean_over_the_batch(recipe):

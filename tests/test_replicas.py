@@ -36,6 +36,7 @@ from tfrs_negatives.step.samplers import (
     IndexStream,
     LogUniform,
     Popularity,
+    Reinforced,
     RobustMemory,
     Uniform,
     Weighted,
@@ -99,6 +100,13 @@ COMPOSITIONS = {
     "adaptive pool": lambda: {
         "negatives": [
             AdaptivePool(Uniform(ITEMS, 9), ITEMS, HISTORY, masks=[KnownPositives(HISTORY, ITEMS)])
+        ],
+        "correct": None,
+    },
+    "reinforced": lambda: {
+        "negatives": [
+            InBatch(),
+            Reinforced(ITEMS, HISTORY, exposed="rejected", num_candidates=5, learning_rate=0.5),
         ],
         "correct": None,
     },

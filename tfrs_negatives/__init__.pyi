@@ -59,6 +59,7 @@ from .step.samplers import InBatch as InBatch
 from .step.samplers import IndexStream as IndexStream
 from .step.samplers import LogUniform as LogUniform
 from .step.samplers import Popularity as Popularity
+from .step.samplers import Reinforced as Reinforced
 from .step.samplers import RobustMemory as RobustMemory
 from .step.samplers import Uniform as Uniform
 from .step.samplers import Weighted as Weighted

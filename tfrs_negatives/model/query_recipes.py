@@ -82,6 +82,45 @@ def simplified_robust(
     return _of_queries({"robust_memory": {**_proposals(num_proposals), **sizes}}, history)
 
 
+@recipe
+def reinforced_negative_sampling(
+    *,
+    exposed: str | None = None,
+    num_candidates: int = 30,
+    alpha: float = 2.5,
+    history: bool = True,
+) -> Preset:
+    """Of some random and exposed items the one that a learned policy chooses, with the positive.
+
+    Args:
+        items: the catalogue to draw from.
+        history: the training log: whose queries the policy knows, and what it may not choose.
+        exposed: the column of items that were shown and not chosen; None rewards hard ones alone.
+        num_candidates: from how many items of a row it chooses.
+        alpha: what the reward for an exposed item counts for.
+        **options: any keyword of `Retrieval`.
+
+    Returns:
+        The task.
+
+    Raises:
+        InputError: without a log.
+
+    Example:
+        >>> import numpy as np
+        >>> from tfrs_negatives.data import Interactions
+        >>> from tfrs_negatives.data.catalogue import ItemCatalogue
+        >>> log = Interactions({"user": np.array([1, 2])}, np.array([7, 9]), query_key="user")
+        >>> task = reinforced_negative_sampling(ItemCatalogue([7, 9]), history=log, exposed="shown")
+        >>> [sampler.name for sampler in task.negatives]
+        ['reinforced']
+
+    Source: Ding et al., IJCAI 2019 (RNS); see `Reinforced` for where we differ.
+    """
+    policy = {"exposed": exposed, "num_candidates": num_candidates, "alpha": alpha}
+    return _of_queries({"reinforced": {**policy, "masks": ["known_positives"]}}, history)
+
+
 def _proposals(num: int) -> Preset:
     return {"proposals": {"uniform": {"num_negatives": num}}, "masks": ["known_positives"]}
 

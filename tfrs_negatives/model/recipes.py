@@ -18,6 +18,9 @@ from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.model.query_recipes import (
     adaptive_importance_resampling as adaptive_importance_resampling,
 )
+from tfrs_negatives.model.query_recipes import (
+    reinforced_negative_sampling as reinforced_negative_sampling,
+)
 from tfrs_negatives.model.query_recipes import simplified_robust as simplified_robust
 from tfrs_negatives.model.recipe import SCORE as SCORE
 from tfrs_negatives.model.recipe import Preset as Preset

@@ -12,6 +12,7 @@ from tfrs_negatives.step.samplers.cross_batch import CrossBatch
 from tfrs_negatives.step.samplers.explicit import Explicit
 from tfrs_negatives.step.samplers.in_batch import InBatch
 from tfrs_negatives.step.samplers.index_stream import IndexStream
+from tfrs_negatives.step.samplers.reinforced import Reinforced
 from tfrs_negatives.step.samplers.robust_memory import RobustMemory
 from tfrs_negatives.step.samplers.weighted import Weighted
 
@@ -24,6 +25,7 @@ __all__ = [
     "IndexStream",
     "LogUniform",
     "Popularity",
+    "Reinforced",
     "RobustMemory",
     "Uniform",
     "Weighted",

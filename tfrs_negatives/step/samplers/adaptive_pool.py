@@ -15,6 +15,7 @@ from tfrs_negatives.step.correction import log_importance
 from tfrs_negatives.step.records import Batch, Candidates, Mask, Sampler, Scored
 from tfrs_negatives.step.samplers.of_rows import (
     candidates_of_rows,
+    drawn_by_softmax,
     draws_of_rows,
     places,
     write_rows,
@@ -102,7 +103,7 @@ class AdaptivePool(QueryPool):
         proposed, rows = self.proposed(batch), self.rows(batch)
         shape, seeds = (tf.shape(rows)[0], self.pool_size), batch.for_part
         logit = log_importance(proposed.score / self.temperature, proposed.log_count)
-        chosen = _drawn(logit, proposed.keep, draws_of_rows(seeds(CHOICE).seed, *shape))
+        chosen = drawn_by_softmax(logit, proposed.keep, draws_of_rows(seeds(CHOICE).seed, *shape))
         new = tf.gather(proposed.ids, chosen)
         both = tf.concat([tf.gather(self.pool, rows), new], axis=1)
         slots = places(draws_of_rows(seeds(SLOT).seed, *shape), 2 * self.pool_size)
@@ -112,14 +113,3 @@ class AdaptivePool(QueryPool):
             tf.gather(both, slots, batch_dims=1),
             tf.reduce_any(proposed.keep, axis=1),
         )
-
-
-def _drawn(logit: tf.Tensor, keep: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """Turns draws [B, P] into places [B, P] among candidates [B, M], by the softmax of those kept.
-
-    A row that keeps none gets any.
-    """
-    logit = tf.where(keep, tf.cast(logit, tf.float64), tf.float32.min)
-    cumulative = tf.cumsum(tf.nn.softmax(logit), axis=1)
-    place = tf.searchsorted(cumulative, draws * cumulative[:, -1:], side="right")
-    return tf.minimum(place, tf.shape(logit)[1] - 1)
