@@ -369,7 +369,10 @@ TASKS = st.fixed_dictionaries(
 )
 
 
-UNCORRECTED = ("uniform_negative_sampling", "dynamic_negative_sampling")
+UNCORRECTED = (
+    *("uniform_negative_sampling", "dynamic_negative_sampling", "adaptive_importance_resampling"),
+    *("simplified_robust", "reinforced_negative_sampling"),
+)
 
 
 def is_complete(task):

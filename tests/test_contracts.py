@@ -60,6 +60,8 @@ from tfrs_negatives.step.miners import (
 from tfrs_negatives.step.records import Frequency, Loss, Mask, Miner, Sampler, Scored, StepPart
 from tfrs_negatives.step.report import StepReport
 from tfrs_negatives.step.samplers import (
+    AdaptivePool,
+    Balanced,
     CrossBatch,
     Explicit,
     IdCache,
@@ -68,6 +70,8 @@ from tfrs_negatives.step.samplers import (
     LogUniform,
     MinedUnion,
     Popularity,
+    Reinforced,
+    RobustMemory,
     Uniform,
     Weighted,
 )
@@ -75,6 +79,8 @@ from tfrs_negatives.step.samplers.catalogue_draws import CatalogueDraws, Counted
 from tfrs_negatives.step.samplers.drift import FeatureDrift
 from tfrs_negatives.step.samplers.memory_bank import MemoryBank
 from tfrs_negatives.step.samplers.negative_table import NegativeTable
+from tfrs_negatives.step.samplers.query_pool import QueryPool
+from tfrs_negatives.step.samplers.query_rows import QueryRows
 from tfrs_negatives.step.score import Affinity, ItemBias
 from tfrs_negatives.step.task import Retrieval
 
@@ -123,6 +129,10 @@ PARTS = {
         "negatives": [InBatch(), Uniform(CATALOGUE, 5)],
         "frequency": exact(),
     },
+    "Uniform of a part": lambda: {
+        "negatives": [InBatch(), Uniform(CATALOGUE, 5, num_items=4, seed=3)],
+        "frequency": exact(),
+    },
     "Popularity": lambda: {"negatives": [Popularity(CATALOGUE, 5, counts=COUNTS)]},
     "LogUniform": lambda: {"negatives": [LogUniform(CATALOGUE, 5, counts=COUNTS)]},
     "CrossBatch": lambda: {
@@ -147,6 +157,48 @@ PARTS = {
         "negatives": [MinedUnion(mined(SHARED), CATALOGUE)],
         "masks": [AccidentalHits()],
         "correct": None,
+    },
+    "AdaptivePool": lambda: {
+        "negatives": [
+            AdaptivePool(
+                Uniform(CATALOGUE, 7),
+                CATALOGUE,
+                HISTORY,
+                num_negatives=3,
+                pool_size=4,
+                masks=[KnownPositives(HISTORY, CATALOGUE, static_shapes=True)],
+            )
+        ],
+        "correct": None,
+    },
+    "Reinforced": lambda: {
+        "negatives": [
+            InBatch(),
+            Reinforced(CATALOGUE, HISTORY, exposed="rejected", num_candidates=4, width=3),
+        ],
+        "frequency": exact(),
+    },
+    "RobustMemory": lambda: {
+        "negatives": [
+            InBatch(),
+            RobustMemory(
+                Uniform(CATALOGUE, 7),
+                CATALOGUE,
+                HISTORY,
+                pool_size=3,
+                warmup_epochs=1,
+                masks=[KnownPositives(HISTORY, CATALOGUE, static_shapes=True)],
+            ),
+        ],
+        "frequency": exact(),
+    },
+    "Balanced": lambda: {
+        "negatives": [InBatch(), Balanced(Uniform(CATALOGUE, 5), 0.3, rate=0.4)],
+        "frequency": exact(),
+    },
+    "Balanced own": lambda: {
+        "negatives": [InBatch(), Balanced(Explicit("rejected", CATALOGUE), rate=0.4)],
+        "frequency": exact(),
     },
     "Weighted": lambda: {
         "negatives": [InBatch(), Weighted(Uniform(CATALOGUE, 5), HALVE)],
@@ -361,7 +413,8 @@ def loss_and_gradients(task, queries=QUERIES, items=ITEMS, ids=IDS, corpus=CORPU
 
 # What a part is made of, and what parts have in common: tried through them.
 INNER = (
-    *(CatalogueDraws, CountedDraws, FeatureDrift, MemoryBank, RankedMiner, StepReport),
+    *(CatalogueDraws, CountedDraws, FeatureDrift, MemoryBank, QueryPool, QueryRows),
+    *(RankedMiner, StepReport),
     *(Frequency, GivenMask, KerasLoss, Loss, Mask, Miner, Sampler, StepPart),
 )
 

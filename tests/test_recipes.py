@@ -9,6 +9,7 @@ from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.data import Interactions
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.model.recipes import (
+    adaptive_importance_resampling,
     batch_importance_resampling,
     batch_mix,
     bayesian_negative_sampling,
@@ -21,7 +22,9 @@ from tfrs_negatives.model.recipes import (
     mixed_cross_batch_negative_sampling,
     mixed_negative_sampling,
     ngame,
+    reinforced_negative_sampling,
     sampled_softmax_mlp,
+    simplified_robust,
     uniform_negative_sampling,
 )
 from tfrs_negatives.step.masks.keep import AccidentalHits
@@ -145,6 +148,16 @@ def test_bayesian_negatives_know_the_history_and_the_popularity():
         bayesian_negative_sampling(ITEMS, history=None)
 
 
+def test_pools_of_queries_need_a_log_and_keep_its_items_out():
+    task = adaptive_importance_resampling(ITEMS, history=LOG, pool_size=9, num_proposals=30)
+    (pool,) = task.negatives
+    assert (pool.pool_size, pool.proposals.num_negatives, pool.num_negatives) == (9, 30, 5)
+    assert [type(mask) for mask in pool.masks + task.masks] == [KnownPositives] * 2
+    assert isinstance(task.loss_function, losses.BPR)
+    with pytest.raises(InputError, match="`history`"):
+        adaptive_importance_resampling(ITEMS)
+
+
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -161,6 +174,9 @@ def test_bayesian_negatives_know_the_history_and_the_popularity():
         batch_mix,
         lambda items, **options: bayesian_negative_sampling(items, history=LOG, **options),
         lambda items, **options: sampled_softmax_mlp(items, history=LOG, **options),
+        lambda items, **options: adaptive_importance_resampling(items, history=LOG, **options),
+        lambda items, **options: simplified_robust(items, history=LOG, **options),
+        lambda items, **options: reinforced_negative_sampling(items, history=LOG, **options),
     ],
 )
 def test_recipes_take_the_mean_over_the_batch(recipe):

@@ -47,6 +47,8 @@ from tfrs_negatives.step.miners import (
     WithinPositiveRadius,
 )
 from tfrs_negatives.step.samplers import (
+    AdaptivePool,
+    Balanced,
     CrossBatch,
     Explicit,
     IdCache,
@@ -55,6 +57,8 @@ from tfrs_negatives.step.samplers import (
     LogUniform,
     MinedUnion,
     Popularity,
+    Reinforced,
+    RobustMemory,
     Uniform,
     Weighted,
 )
@@ -135,6 +139,30 @@ COMPOSITIONS = {
         "negatives": [MinedUnion(mined(), ITEMS)],
         "masks": [KnownPositives(HISTORY, ITEMS)],
         "correct": None,
+    },
+    "adaptive pool": lambda: {
+        "negatives": [
+            AdaptivePool(Uniform(ITEMS, 9), ITEMS, HISTORY, masks=[KnownPositives(HISTORY, ITEMS)])
+        ],
+        "correct": None,
+    },
+    "reinforced": lambda: {
+        "negatives": [
+            InBatch(),
+            Reinforced(ITEMS, HISTORY, exposed="rejected", num_candidates=5, learning_rate=0.5),
+        ],
+        "correct": None,
+    },
+    "robust memory": lambda: {
+        "negatives": [
+            Balanced(InBatch(), 0.3, rate=0.4),
+            RobustMemory(Uniform(ITEMS, 9), ITEMS, HISTORY, pool_size=3, warmup_epochs=0.5),
+        ],
+        "correct": None,
+    },
+    "balanced": lambda: {
+        "negatives": [InBatch(), Balanced(Uniform(ITEMS, 6), 0.6, rate=0.5)],
+        "frequency": streaming(),
     },
     "mixed cross-batch": lambda: {
         "negatives": [InBatch(), Uniform(ITEMS, 6), CrossBatch(10)],

@@ -56,6 +56,8 @@ from .step.records import Mask as Mask
 from .step.records import Miner as Miner
 from .step.records import Sampler as Sampler
 from .step.records import Scored as Scored
+from .step.samplers import AdaptivePool as AdaptivePool
+from .step.samplers import Balanced as Balanced
 from .step.samplers import CrossBatch as CrossBatch
 from .step.samplers import Explicit as Explicit
 from .step.samplers import IdCache as IdCache
@@ -64,6 +66,8 @@ from .step.samplers import IndexStream as IndexStream
 from .step.samplers import LogUniform as LogUniform
 from .step.samplers import MinedUnion as MinedUnion
 from .step.samplers import Popularity as Popularity
+from .step.samplers import Reinforced as Reinforced
+from .step.samplers import RobustMemory as RobustMemory
 from .step.samplers import Uniform as Uniform
 from .step.samplers import Weighted as Weighted
 from .step.samplers.negative_table import NegativeTable as NegativeTable

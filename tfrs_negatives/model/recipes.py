@@ -16,7 +16,15 @@ from typing import Any, Literal
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.data.catalogue import ItemCatalogue
-from tfrs_negatives.model.recipe import Preset
+from tfrs_negatives.model.query_recipes import (
+    adaptive_importance_resampling as adaptive_importance_resampling,
+)
+from tfrs_negatives.model.query_recipes import (
+    reinforced_negative_sampling as reinforced_negative_sampling,
+)
+from tfrs_negatives.model.query_recipes import simplified_robust as simplified_robust
+from tfrs_negatives.model.recipe import SCORE as SCORE
+from tfrs_negatives.model.recipe import Preset as Preset
 from tfrs_negatives.model.recipe import recipe as recipe
 from tfrs_negatives.model.recipes_from_scores import (
     batch_importance_resampling as batch_importance_resampling,

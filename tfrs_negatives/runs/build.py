@@ -131,9 +131,9 @@ def build_batches(
 
 
 def _query_batches(config: RunConfig, data: RetrievalData, item_key: str) -> QueryBatches:
-    options = {"max_positives": config.batches.max_positives, "seed": config.train.seed}
-    log, size = training_log(config, data), config.train.batch_size
-    return QueryBatches(log, size, item_key=item_key, **options)
+    log, train = training_log(config, data), config.train
+    most, size = config.batches.max_positives, train.batch_size
+    return QueryBatches(log, size, item_key=item_key, max_positives=most, seed=train.seed)
 
 
 def steps_per_epoch(config: RunConfig, data: RetrievalData) -> int:

@@ -63,3 +63,8 @@ class Correction(NamedTuple):
 def added(values: tf.Tensor, offset: tf.Tensor | None) -> tf.Tensor:
     """Returns values [..., C] with what is added to them, if anything."""
     return values if offset is None else values + offset
+
+
+def log_importance(score: tf.Tensor, log_count: tf.Tensor) -> tf.Tensor:
+    """Returns log(exp(score) / count), by which draws are drawn again as if by exp(score)."""
+    return score - log_count

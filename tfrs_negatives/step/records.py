@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.part import Part
 from tfrs_negatives.core.types import EMPTY_ID, Features
 
@@ -30,6 +31,10 @@ class Queries(NamedTuple):
     vectors: tf.Tensor
     features: Features
     of_rows: tf.Tensor
+
+
+def _no_task(_candidates: Candidates) -> tuple[tf.Tensor, tf.Tensor]:
+    raise bad_input("batch.score", "the batch of a task, because a part asks for scores", None)
 
 
 class Batch(NamedTuple):
@@ -59,6 +64,9 @@ class Batch(NamedTuple):
         encode_items: item features -> vectors [m, D]. Raises where the task was given none.
         encode_probes: the same as in inference, for measurements; no gradient is taken.
         grouped: the queries, where one may have several rows; None where each has one.
+        score: candidates -> scores as those of the pool are made, of the positives [B] and of the
+            candidates [B, n]. Raises outside of a task.
+        number: of the part that was given this, see `for_part`; a sampler's is that in `Scored`.
     """
 
     queries: tf.Tensor
@@ -92,6 +100,9 @@ class Batch(NamedTuple):
         unknown = {"positives": tf.zeros_like(vectors), "positive_ids": nobody}
         return self._replace(queries=vectors, features=features, grouped=None, **unknown)
 
+    score: Callable[[Candidates], tuple[tf.Tensor, tf.Tensor]] = _no_task
+    number: int = -1
+
     @property
     def several_vectors(self) -> bool:
         """Whether a query has several vectors, of which the best one counts."""
@@ -100,7 +111,7 @@ class Batch(NamedTuple):
     def for_part(self, number: int) -> Batch:
         """Returns the same with a seed of its own for one of the parts that draw."""
         seed = tf.random.experimental.stateless_fold_in(self.seed, number, alg="philox")
-        return self._replace(seed=seed)
+        return self._replace(seed=seed, number=number)
 
 
 def is_per_row(ids: tf.Tensor) -> bool:
@@ -270,7 +281,7 @@ class StepPart(Part):
         """Learns from a training step once its loss is known; the same on every replica.
 
         Args:
-            batch: the step.
+            batch: the step; its seed is that of `sample`, its number that of the part.
             scored: the candidates that the loss was made of. Where nobody reads single scores they
                 may never have been there: only `ids`, `sampler`, `log_count` and `own_rows` are.
         """

@@ -13,7 +13,7 @@ from tfrs_negatives.core.types import Similarity
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.ids import check_same_kind, id_kind, to_keys
 from tfrs_negatives.step.frequency import log_shares
-from tfrs_negatives.step.records import Batch, Pool
+from tfrs_negatives.step.records import Batch, Candidates, Pool
 
 # A learned temperature stays where float32 logits of a cosine still resolve.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 1.0
@@ -120,7 +120,7 @@ class Affinity(Part, tf.keras.layers.Layer):
             return self.initial_temperature
         return tf.exp(self.log_temperature)
 
-    def scores(self, pool: Pool, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+    def scores(self, pool: Pool | Candidates, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         """Scores every candidate for every query, and each query's own positive apart.
 
         Args:
@@ -151,7 +151,7 @@ class Affinity(Part, tf.keras.layers.Layer):
         bare = self.log_temperature is None and self.initial_temperature == 1
         return queries if bare else queries / self.temperature
 
-    def linear(self, pool: Pool) -> tuple[tf.Tensor, tf.Tensor]:
+    def linear(self, pool: Pool | Candidates) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns vectors [..., C, W] and a bias [..., C]: score = <query, vector> + bias."""
         vectors = self._beside_queries(pool.vectors)
         if self.item_bias is None:

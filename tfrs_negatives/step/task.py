@@ -246,6 +246,7 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
             seed=self.seed,
             query_of_row=query_of_row,
         )
+        batch = batch._replace(score=lambda given: self.affinity.scores(given, batch))
         if training:
             self._count(batch)
         pools = self._sample(batch, candidate_sampling_probability)
@@ -338,8 +339,8 @@ class Retrieval(Part, tf.keras.layers.Layer, tfrs.tasks.Task):
         some, num_kept = scored.kept()
         self.report.record(pools, batch, some=some, num_kept=num_kept, by_query=scored.by_query)
         with tf.control_dependencies([batch.step]):
-            for part in self._parts:
-                part.update(batch, scored.known())
+            for number, part in enumerate(self._parts):
+                part.update(batch.for_part(number), scored.known())
 
     def _update_batch_metrics(self, scored: ScoredPools, sample_weight: tf.Tensor | None) -> None:
         labels, logits = one_hot_labels(scored.all())

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.part import part
-from tfrs_negatives.step.miners.draws import row_draws
+from tfrs_negatives.core.replicas import row_draws
 from tfrs_negatives.step.miners.ranked import RankBy, RankedMiner, top
 from tfrs_negatives.step.records import Batch, Scored
 

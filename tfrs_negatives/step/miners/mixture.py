@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.part import part
+from tfrs_negatives.core.replicas import row_draws
 from tfrs_negatives.core.types import EMPTY_ID
-from tfrs_negatives.step.miners.draws import row_draws
 from tfrs_negatives.step.miners.ranked import top, with_scores
 from tfrs_negatives.step.records import Batch, Miner, Scored, is_per_row
 

@@ -7,29 +7,11 @@ from typing import Any
 import tensorflow as tf
 
 from tfrs_negatives.core.part import part
-from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.id_lists import keys_of_rows
 from tfrs_negatives.step.records import Batch, Candidates, Sampler
 from tfrs_negatives.step.samplers.negative_table import NegativeTable
-
-
-def rows_of_known(items: ItemCatalogue, keys: tf.Tensor, label: str) -> tf.Tensor:
-    """Returns the catalogue row of each key, [...] int64, -1 for `EMPTY_ID`; others stop the step.
-
-    Args:
-        items: the catalogue.
-        keys: [...] int64.
-        label: where they are from, for the error.
-    """
-    rows = items.rows_of_keys(keys)
-    known = tf.debugging.assert_equal(
-        tf.equal(keys, EMPTY_ID) | (rows >= 0),
-        True,
-        f"`{label}`: expected only items of the catalogue.",
-    )
-    with tf.control_dependencies([known] if known is not None else []):
-        return tf.identity(rows)
+from tfrs_negatives.step.samplers.of_rows import candidates_of_rows
 
 
 @part("sampler")
@@ -64,11 +46,7 @@ class Explicit(Sampler, tf.keras.layers.Layer):
     def sample(self, batch: Batch) -> Candidates:
         """Returns candidates [B, n]: each row its own."""
         keys, label = self._keys(batch)
-        rows = rows_of_known(self.items, keys, label)
-        vectors = batch.encode_items(self.items.gather(tf.maximum(tf.reshape(rows, [-1]), 0)))
-        shape = tf.concat([tf.shape(rows), tf.shape(vectors)[1:]], axis=0)
-        vectors = tf.reshape(vectors, shape)
-        return Candidates(keys, vectors, rows >= 0)
+        return candidates_of_rows(keys, self.items, batch, label=label)
 
     def _keys(self, batch: Batch) -> tuple[tf.Tensor, str]:
         num_rows = batch.queries.shape[0]

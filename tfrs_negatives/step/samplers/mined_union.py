@@ -8,12 +8,12 @@ import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.part import part
-from tfrs_negatives.core.replicas import all_rows, encode_together, place_of_rows
+from tfrs_negatives.core.replicas import all_rows, encode_together, row_draws
 from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.data.catalogue import ItemCatalogue, first_of_each
 from tfrs_negatives.step.records import Batch, Candidates, Sampler
-from tfrs_negatives.step.samplers.explicit import rows_of_known
 from tfrs_negatives.step.samplers.negative_table import NegativeTable
+from tfrs_negatives.step.samplers.of_rows import rows_of_known
 
 
 @part("sampler")
@@ -81,12 +81,6 @@ class MinedUnion(Sampler, tf.keras.layers.Layer):
     def _pick(self, batch: Batch) -> tf.Tensor:
         """Returns one mined item of each row of this replica, [B] int64, `EMPTY_ID` without any."""
         lists = self.table.ids_of_rows(batch.features, batch.queries.shape[0])
-        first, total = place_of_rows(tf.shape(lists)[0])
-        # Whole numbers of one algorithm: a fraction would be another under XLA, and a row's draws
-        # are those of its place in the global batch.
-        bits = tf.random.stateless_uniform(
-            [total, self.table.num], batch.seed, 0, 2**53, tf.int64, alg="philox"
-        )
-        own = tf.gather(bits, first + tf.range(tf.shape(lists)[0]))
-        place = tf.argmax(tf.where(tf.equal(lists, EMPTY_ID), tf.cast(-1, tf.int64), own), axis=1)
+        draws = row_draws(tf.shape(lists)[0], self.table.num, batch.seed)
+        place = tf.argmax(tf.where(tf.equal(lists, EMPTY_ID), -1.0, draws), axis=1)
         return tf.gather(lists, place, batch_dims=1)

@@ -13,15 +13,15 @@ import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.types import EMPTY_ID, Features
-from tfrs_negatives.data.catalogue import find_sorted
-from tfrs_negatives.data.id_lists import History, query_column, query_keys_of_rows
+from tfrs_negatives.data.id_lists import History
 from tfrs_negatives.data.ids import to_keys
+from tfrs_negatives.step.samplers.query_rows import QueryRows
 
 logger = logging.getLogger("tfrs_negatives")
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
-class NegativeTable(tf.keras.layers.Layer):
+class NegativeTable(QueryRows):
     """The mined negatives of each query of a log, to be given to `Explicit`.
 
         ids of row i = the list of the query of row i; nothing for a query that is not known
@@ -55,26 +55,18 @@ class NegativeTable(tf.keras.layers.Layer):
     """
 
     def __init__(self, log: History, num: int = 4, **kwargs: Any) -> None:
-        query_key, queries = query_column(log, argument="log")
-        if not len(queries):
-            raise bad_input("log", "at least one event", "an empty log")
-        keys = np.unique(to_keys(queries).numpy())
-        self._set_up(query_key, queries.dtype.kind == "U", len(keys), num, **kwargs)
-        self.query_keys.assign(keys)
+        super().__init__(log, num=num, **kwargs)
 
-    def _set_up(
-        self, query_key: str, string_queries: bool, num_queries: int, num: int, **kwargs: Any
-    ) -> None:
+    def _set_up(self, **kwargs: Any) -> None:
+        num = kwargs.pop("num")
         if num < 1:
             raise bad_input("num", "at least 1", num)
-        super().__init__(**{"name": "negative_table", "dtype": "float32", **kwargs})
-        self.query_key, self.string_queries = query_key, string_queries
-        self.num_queries, self.num = num_queries, num
+        super()._set_up(**{"name": "negative_table", **kwargs})
+        self.num, queries = num, self.num_queries
         fixed: dict[str, Any] = {"trainable": False, "experimental_autocast": False}
         empty = tf.keras.initializers.Constant(EMPTY_ID)
-        self.query_keys = self.add_weight("query_keys", [num_queries], tf.int64, empty, **fixed)
         # The last row is that of queries that are not known.
-        self.ids = self.add_weight("ids", [num_queries + 1, num], tf.int64, empty, **fixed)
+        self.ids = self.add_weight("ids", [queries + 1, num], tf.int64, empty, **fixed)
 
     def ids_of_rows(self, features: Features, num_rows: int | None) -> tf.Tensor:
         """Finds the negatives of each row.
@@ -89,12 +81,7 @@ class NegativeTable(tf.keras.layers.Layer):
         Raises:
             InputError: if the batch does not have the column, or not of the log's kind.
         """
-        shape = tf.TensorShape([num_rows])
-        wanted = query_keys_of_rows(
-            features, self.query_key, are_strings=self.string_queries, shape=shape
-        )
-        place, found = find_sorted(tf.convert_to_tensor(self.query_keys), wanted)
-        return tf.gather(self.ids, tf.where(found, place, self.num_queries))
+        return tf.gather(self.ids, self.rows(features, num_rows))
 
     def load(self, path: str | Path) -> int:
         """Takes the lists of a file in the place of all that the table has.
@@ -146,15 +133,7 @@ class NegativeTable(tf.keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns names and sizes; the lists are weights."""
-        names = ("query_key", "string_queries", "num_queries", "num")
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> NegativeTable:
-        """Builds the table that `get_config` described, with nothing in it."""
-        table = cls.__new__(cls)
-        table._set_up(**config)
-        return table
+        return {**super().get_config(), "num": self.num}
 
 
 def _array(values: pa.Array) -> np.ndarray:
