@@ -13,6 +13,7 @@ from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.step.miners import LeastBayesianRisk
 from tfrs_negatives.step.miners.bayesian import share_at_or_below, true_negative_probability
 from tfrs_negatives.step.records import Scored
+from tfrs_negatives.step.task import Retrieval
 
 B, C = 40, 15
 CATALOGUE = ItemCatalogue([f"item {number}" for number in range(C)])
@@ -183,6 +184,12 @@ def test_an_unknown_item_has_no_prior():
     # Half the candidates below, and so 1 - p is what is left of it.
     prior = 0.9 * COUNTS[0] / COUNTS.max()
     np.testing.assert_allclose(risk[0], [0.5 * (1 - 6 * (1 - prior)), 0.5 * (1 - 6)], rtol=1e-4)
+
+
+def test_a_catalogue_of_other_ids_is_refused():
+    task = Retrieval(miners=[LeastBayesianRisk(CATALOGUE, COUNTS)])
+    with pytest.raises(InputError, match=r"`miners\[0\]`: expected ids that are integers"):
+        task(tf.ones([2, 3]), tf.ones([2, 3]), candidate_ids=[1, 2], training=True)
 
 
 @pytest.mark.parametrize(

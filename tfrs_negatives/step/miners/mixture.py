@@ -29,7 +29,8 @@ class PositiveMixture(Miner):
         cosine   s_ij' = (a_i s_i+ + (1 - a_i) s_ij) / |v_ij'|     of vectors of length 1
 
     A mixture has no id and no count: its logit is its score, and so is that of the positive. The
-    gradient goes through the positive in a mixture too.
+    gradient goes through the positive in a mixture too. An item bias is part of the scores, and is
+    mixed with them.
 
     With a dot product this is no new negative: the hardest mixture is that of the hardest
     candidate, and in pairs the loss is one with a random slope, see the relations. Only a cosine
