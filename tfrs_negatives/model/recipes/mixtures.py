@@ -1,14 +1,4 @@
-"""The published methods, each as the composition of parts that it is.
-
-A recipe is a function that returns data: the parts by name, as a configuration lists them, and the
-`order` of the batches where it matters. `@recipe` gives it a name in configurations and makes it,
-in Python, the function of a catalogue that returns the task.
-
-Their loss is the mean over the batch, unless `reduction="sum"` is passed.
-Accidental hits are masked where the positive is not corrected (`correct="negatives"` or None) and
-kept where it is: see the table of limits in `docs/architecture.md`. Pass `masks=` to decide
-otherwise.
-"""
+"""The published methods whose negatives are of the batch, of the past and of the catalogue."""
 
 from __future__ import annotations
 
@@ -16,26 +6,7 @@ from typing import Any, Literal
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.data.catalogue import ItemCatalogue
-from tfrs_negatives.model.query_recipes import (
-    adaptive_importance_resampling as adaptive_importance_resampling,
-)
-from tfrs_negatives.model.query_recipes import (
-    reinforced_negative_sampling as reinforced_negative_sampling,
-)
-from tfrs_negatives.model.query_recipes import simplified_robust as simplified_robust
-from tfrs_negatives.model.recipe import SCORE as SCORE
-from tfrs_negatives.model.recipe import Preset as Preset
-from tfrs_negatives.model.recipe import recipe as recipe
-from tfrs_negatives.model.recipes_from_scores import (
-    batch_importance_resampling as batch_importance_resampling,
-)
-from tfrs_negatives.model.recipes_from_scores import batch_mix as batch_mix
-from tfrs_negatives.model.recipes_from_scores import (
-    bayesian_negative_sampling as bayesian_negative_sampling,
-)
-from tfrs_negatives.model.recipes_from_scores import (
-    cache_augmented_resampling as cache_augmented_resampling,
-)
+from tfrs_negatives.model.recipes.preset import Preset, recipe
 from tfrs_negatives.step.arguments import SIZED, Run
 from tfrs_negatives.step.frequency import StreamingFrequency
 

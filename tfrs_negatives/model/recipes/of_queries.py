@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tfrs_negatives.core.errors import bad_input
-from tfrs_negatives.model.recipe import Preset, recipe
+from tfrs_negatives.model.recipes.preset import Preset, recipe
 
 
 @recipe
