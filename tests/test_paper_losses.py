@@ -359,10 +359,10 @@ def test_the_whole_catalogue_once_is_the_gram_form(masks, correct, weight):
 
 
 @pytest.mark.parametrize(
-    "sampler", [Uniform(CATALOGUE, 90), Popularity(CATALOGUE, 90, counts=np.arange(N) + 9.0)]
+    "sampler", [Uniform(CATALOGUE, 400), Popularity(CATALOGUE, 400, counts=np.arange(N) + 9.0)]
 )
 def test_draws_are_unbiased(sampler):
-    task, count = Retrieval(NonSampling(0.3), negatives=[sampler]), 500
+    task, count = Retrieval(NonSampling(0.3), negatives=[sampler]), 120
     step = tf.function(lambda: run(task, training=True))
     draws = np.array([float(step()) for _ in range(count)])
     error = draws.std() / math.sqrt(count)

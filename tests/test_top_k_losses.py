@@ -284,10 +284,10 @@ def test_the_weight_has_no_gradient_and_a_wide_one_is_half():
 @pytest.mark.parametrize(("num_uniform", "best", "worst"), [(2000, 3, 5), (40, 5, 25)])
 def test_the_threshold_is_that_of_the_catalogue(num_uniform, best, worst):
     # The fourth best of 400. With 40 draws each stands for ten items: the best of them is too low.
-    loss = SLAtK(LOG, k=4, width=1.0, rate=0.05)
+    loss = SLAtK(LOG, k=4, width=1.0, rate=0.1)
     task = Retrieval(loss, negatives=[Uniform(CATALOGUE, num_uniform)], masks=[AccidentalHits()])
     step = tf.function(lambda: run(task))
-    for _ in range(150):
+    for _ in range(60):
         step()
     queries = [0, 2]
     scores = -np.sort(-QUERIES[queries] @ ITEMS.T)
