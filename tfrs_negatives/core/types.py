@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Features: TypeAlias = "Mapping[str, Any]"
 Similarity = Literal["dot", "cosine", "euclidean"]
 CorrectionPolicy = Literal["both", "negatives"]
-FeatureKind = Literal["categorical", "numeric", "multi_hot", "list"]
+FeatureKind = Literal["categorical", "numeric", "binned", "multi_hot", "list"]
 Encoding = Literal[FeatureKind, "left_out"]
 ColumnType = Literal["integer", "number", "text", "time"]
 

@@ -39,8 +39,10 @@ class Column:
         type: "integer", "number", "text" or "time"; None takes the column as it is.
         encoding: how the tower reads a feature, "left_out" where it does not; None is inferred
             (`tfn.infer_features`).
-        missing: "error", or "own": a row without a value is a category of its own, a number without
-            a value the mean and an indicator.
+        missing: "error", or "own": a row without a value is a category of its own, also beside
+            bins, a number without a value the mean and an indicator.
+        bins: how many buckets of about as many rows each the encoding "binned" cuts a number into,
+            at least 2; fewer come out where one value has the rows of several. None is 10.
 
     Raises:
         InputError: if a setting is unknown or not for this role.
@@ -59,6 +61,7 @@ class Column:
     type: ColumnType | None = None
     encoding: Encoding | None = None
     missing: Missing = "error"
+    bins: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -69,6 +72,9 @@ class Column:
         ):
             if value not in known:
                 raise bad_input(name, f"one of {[*known]}", repr(value))
+        fits = type(self.bins) is int and self.bins >= 2 and self.encoding == "binned"
+        if self.bins is not None and not fits:
+            raise bad_input("bins", "at least 2, for the encoding binned", repr(self.bins))
         if self.missing == "own" and self.role not in CAN_MISS:
             raise bad_input("missing", f"'error' for the role {self.role}", "'own'")
         if self.role == "history" and self.encoding not in (None, "list", "left_out"):

@@ -20,6 +20,7 @@ from tfrs_negatives.data.schema import Column, ColumnSpec, Schema
 from tfrs_negatives.towers.layers import (
     MISSING_TEXT,
     NO_TEXT,
+    Binned,
     IdDropout,
     MaskedMean,
     MayMiss,
@@ -31,8 +32,11 @@ from tfrs_negatives.towers.layers import (
 logger = logging.getLogger("tfrs_negatives")
 
 
-_LAYERS = ("_embedding", "_dropout", "_may_miss", "_scale", "_indicator", "_or_nothing")
+_LAYERS = ("_embedding", "_bins", "_dropout", "_may_miss", "_scale", "_indicator", "_or_nothing")
 """What the names of the layers of a feature add to its own."""
+
+DEFAULT_BINS = 10
+"""The buckets of a binned column where nobody says how many."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,15 @@ class FeatureSpec:
 
     Attributes:
         name: name of the column.
-        kind: "categorical" (one string or integer), "numeric" (one or W floats), "multi_hot" (W
-            numbers, 0 or 1) or "list" (L strings or integers, padded with "" or -1).
+        kind: "categorical" (one string or integer), "numeric" (one or W floats), "binned" (one
+            number, of which only its bucket counts), "multi_hot" (W numbers, 0 or 1) or "list" (L
+            strings or integers, padded with "" or -1).
         dtype: "string", "int64" or "float32".
         width: W or L; None for a column of one value per row.
         vocabulary: the known values of a categorical or list column, sorted.
         mean: [W] of a numeric column, to be subtracted.
         variance: [W] of a numeric column.
+        boundaries: between the buckets of a binned column, ascending.
         id_dropout: share of the training rows of a categorical column that are read as out of
             vocabulary, so that its row learns to stand for what is known by other features only.
         may_miss: whether a row may have no value (NaN, "", the smallest int64): a category of its
@@ -64,6 +70,7 @@ class FeatureSpec:
     variance: tuple[float, ...] = ()
     id_dropout: float = 0.0
     may_miss: bool = False
+    boundaries: tuple[float, ...] = ()
 
 
 class Described(Protocol):
@@ -180,13 +187,16 @@ def _spec(
     may_miss = said is not None and said.missing == "own"
     if kind == "multi_hot" and column.ndim == 2 and not _are_flags(column, said):
         raise bad_input(f"features.{name}", "numbers that are 0 or 1 for multi_hot", "others")
-    spec = _learn(name, column, kind, may_miss=may_miss)
+    bins = None if said is None else said.bins
+    spec = _learn(name, column, kind, may_miss=may_miss, bins=bins or DEFAULT_BINS)
     return replace(spec, id_dropout=id_dropout, may_miss=may_miss)
 
 
-def _learn(name: str, column: np.ndarray, kind: FeatureKind, *, may_miss: bool) -> FeatureSpec:
+def _learn(
+    name: str, column: np.ndarray, kind: FeatureKind, *, may_miss: bool, bins: int
+) -> FeatureSpec:
     is_text, width = column.dtype.kind == "U", column.shape[1] if column.ndim == 2 else None
-    if kind in ("numeric", "multi_hot") and is_text:
+    if kind in ("numeric", "binned", "multi_hot") and is_text:
         raise bad_input(f"features.{name}", "categorical or list for strings", kind)
     if kind in ("categorical", "list") and column.dtype.kind == "f":
         raise bad_input(f"features.{name}", "numeric or multi_hot for floats", kind)
@@ -198,6 +208,8 @@ def _learn(name: str, column: np.ndarray, kind: FeatureKind, *, may_miss: bool) 
         raise bad_input(f"features.{name}", rule, f"dtype {column.dtype}")
     if kind == "multi_hot":
         return FeatureSpec(name, kind, "float32", width)
+    if kind == "binned":
+        return FeatureSpec(name, kind, "float32", boundaries=_boundaries(name, column, bins))
     if kind == "numeric":
         return FeatureSpec(name, kind, "float32", width, (), *_scale(name, column))
     missing = "" if is_text else MISSING_INTEGER
@@ -213,15 +225,30 @@ def _learn(name: str, column: np.ndarray, kind: FeatureKind, *, may_miss: bool) 
 
 def _scale(name: str, column: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and variance of the rows that have a value, [W] each."""
-    values = column.astype(np.float64).reshape(len(column), -1)
+    values = _present(name, column.reshape(len(column), -1))
+    mean, variance = values.mean(axis=0), values.var(axis=0)
+    # A constant column has nothing to scale by.
+    return tuple(mean), tuple(np.where(variance > 0, variance, 1.0))
+
+
+def _boundaries(name: str, column: np.ndarray, bins: int) -> tuple[float, ...]:
+    """Returns the quantiles of the rows that have a value, each once: fewer where values repeat."""
+    values = _present(name, column.reshape(-1, 1))
+    cuts = np.quantile(values, np.arange(1, bins) / bins)
+    # Of equal boundaries all but one would leave an empty bucket, as one at the least value would.
+    found = np.unique(cuts.astype(np.float32))
+    return tuple(found[found > values.min().astype(np.float32)].tolist())
+
+
+def _present(name: str, column: np.ndarray) -> np.ndarray:
+    """Returns the rows [m, W] float64 that have a value."""
+    values = column.astype(np.float64)
     # An integer that is missing is no number; as a number it becomes NaN.
     values[values == MISSING_INTEGER] = np.nan
     values = values[~np.isnan(values).any(axis=1)]
     if not len(values):
         raise bad_input(f"features.{name}", "at least one value", "only missing ones")
-    mean, variance = values.mean(axis=0), values.var(axis=0)
-    # A constant column has nothing to scale by.
-    return tuple(mean), tuple(np.where(variance > 0, variance, 1.0))
+    return values
 
 
 def encode_feature(
@@ -252,7 +279,7 @@ def encode_feature(
         given = OrNothing(name=f"{spec.name}_or_nothing")(given) if spec.may_miss else given
         sums = tf.keras.layers.Dense(embedding_dim, use_bias=False, name=f"{spec.name}_embedding")
         return column, sums(given)
-    if spec.kind == "categorical":
+    if spec.kind in ("categorical", "binned"):
         rows = _lookup(spec)(given)
         if spec.id_dropout:
             seed = zlib.crc32(f"{tower}/{spec.name}".encode())
@@ -263,6 +290,8 @@ def encode_feature(
 
 
 def _lookup(spec: FeatureSpec, *, mask: bool = False) -> tf.keras.layers.Layer:
+    if spec.kind == "binned":
+        return Binned(spec.boundaries, name=f"{spec.name}_bins")
     # Row 0 answers for what is not in the vocabulary (row 1 where row 0 is the padding).
     if spec.dtype == "string":
         return tf.keras.layers.StringLookup(
@@ -274,6 +303,7 @@ def _lookup(spec: FeatureSpec, *, mask: bool = False) -> tf.keras.layers.Layer:
 
 
 def _embedding(spec: FeatureSpec, rows: tf.Tensor, embedding_dim: int) -> tf.Tensor:
-    # Two more rows than words: out of vocabulary, and the padding of lists.
-    size = len(spec.vocabulary) + 2
+    # Two more rows than words: out of vocabulary, and the padding of lists. Of bins there is one
+    # more than boundaries, and the row of what is missing.
+    size = len(spec.vocabulary) + len(spec.boundaries) + 2
     return tf.keras.layers.Embedding(size, embedding_dim, name=f"{spec.name}_embedding")(rows)

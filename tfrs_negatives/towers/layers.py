@@ -110,6 +110,36 @@ class MeanAndIndicator(tf.keras.layers.Layer):
 
 
 @tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
+class Binned(tf.keras.layers.Layer):
+    """Numbers to rows: 0 for a missing one, then a row for each bucket between the boundaries.
+
+        row = 1 + how many boundaries are not above the number
+
+    Args:
+        boundaries: ascending; a number that equals one is in the bucket above it.
+
+    Example:
+        >>> Binned([2.0, 5.0])(tf.constant([1.0, 2.0, 9.0, float("nan")])).numpy().tolist()
+        [1, 2, 3, 0]
+    """
+
+    def __init__(self, boundaries: Sequence[float], **kwargs: Any) -> None:
+        # Half precision would move numbers over a boundary.
+        super().__init__(**{"dtype": None, **kwargs, "autocast": False})
+        self.boundaries = [float(boundary) for boundary in boundaries]
+
+    def call(self, values: tf.Tensor) -> tf.Tensor:
+        """Takes [B] float32; returns rows [B] int64."""
+        reached = values[:, None] >= tf.constant(self.boundaries, values.dtype)
+        rows = 1 + tf.reduce_sum(tf.cast(reached, tf.int64), axis=1)
+        return tf.where(tf.math.is_nan(values), tf.zeros_like(rows), rows)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "boundaries": self.boundaries}
+
+
+@tf.keras.utils.register_keras_serializable(package="tfrs_negatives")
 class OrNothing(tf.keras.layers.Layer):
     """Flags, where a row without values (NaN, or -1) is one of which none is set.
 
