@@ -41,7 +41,7 @@ over the seeds and in brackets the standard deviation between them; the best of 
 - PSP has a 0.55 and b 1.5. MRR is over all hits, so it may be above 100. Points without labels are
   left out.
 
-The soft top-k loss of the dissertation has no row yet.
+The soft top-k loss of the dissertation has no row yet, and delicious has not been run.
 """
 
 

@@ -1,11 +1,11 @@
 """Extreme classification: what do the losses of DEXML reach beside a ridge regression?
 
 Towers over words for points and labels, trained with each loss, with and without mined negatives,
-on the given split of bibtex and of delicious; several seeds. Beside them a ridge regression of the
+on the given split, several seeds. Beside them a ridge regression of the
 label matrix on tf-idf words in closed form, and the most popular labels.
 
 Run it from the root of the repository; it adds each data set to results.json and renders README.md
-beside itself, some ten minutes for bibtex on two cores::
+beside itself, half an hour for bibtex on two busy cores::
 
     .venv/bin/python -m benchmarks.xmc.run --data ../shared/data/xmc/bibtex
 
