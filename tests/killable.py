@@ -32,7 +32,7 @@ def make_data():
     return RetrievalData(log, log, items, "tiny")
 
 
-def make_model(optimizer="sparse_adam", seed=0):
+def make_model(optimizer="sparse_adam", seed=0, *overrides):
     tf.keras.utils.set_random_seed(seed)
     return build_model(
         load_config(
@@ -43,11 +43,12 @@ def make_model(optimizer="sparse_adam", seed=0):
                 "model.id_dropout=0.3",
                 "model.learn_temperature=true",
                 "model.item_bias=true",
-                "task.recipe.num_uniform=7",
+                *([] if overrides else ["task.recipe.num_uniform=7"]),
                 "task.masks=[accidental_hits]",
                 "task.loss={sl_at_k: {k: 3, width: 5.0}}",
                 "train.learning_rate=0.05",
                 f"train.optimizer={optimizer}",
+                *overrides,
             ]
         ),
         make_data(),

@@ -73,6 +73,7 @@ from tfrs_negatives.step.samplers import (
     Reinforced,
     RobustMemory,
     Uniform,
+    UniformSubset,
     Weighted,
 )
 from tfrs_negatives.step.samplers.catalogue_draws import CatalogueDraws, CountedDraws
@@ -129,8 +130,8 @@ PARTS = {
         "negatives": [InBatch(), Uniform(CATALOGUE, 5)],
         "frequency": exact(),
     },
-    "Uniform of a part": lambda: {
-        "negatives": [InBatch(), Uniform(CATALOGUE, 5, num_items=4, seed=3)],
+    "UniformSubset": lambda: {
+        "negatives": [InBatch(), UniformSubset(CATALOGUE, 5, num_items=4, seed=3)],
         "frequency": exact(),
     },
     "Popularity": lambda: {"negatives": [Popularity(CATALOGUE, 5, counts=COUNTS)]},

@@ -60,6 +60,7 @@ from tfrs_negatives.step.samplers import (
     Reinforced,
     RobustMemory,
     Uniform,
+    UniformSubset,
     Weighted,
 )
 from tfrs_negatives.step.samplers.negative_table import NegativeTable
@@ -113,6 +114,10 @@ COMPOSITIONS = {
     },
     "score margin": lambda: {"masks": [ScoreMargin(-0.2, 0.1)]},
     "uniform": lambda: {"negatives": [InBatch(), Uniform(ITEMS, 7)], "frequency": streaming()},
+    "uniform subset": lambda: {
+        "negatives": [InBatch(), UniformSubset(ITEMS, 7, num_items=5)],
+        "frequency": streaming(),
+    },
     "popularity": lambda: {"negatives": [Popularity(ITEMS, 7, counts=COUNTS)]},
     "log-uniform": lambda: {
         "negatives": [LogUniform(ITEMS, 5, counts=COUNTS)],

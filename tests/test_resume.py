@@ -124,6 +124,28 @@ def test_what_sigkill_leaves_goes_on_as_what_was_copied(tmp_path):
         assert losses[whole - 1 :] == wanted[whole:]
 
 
+KNOWING_QUERIES = (
+    "task.recipe=null",
+    "task.negatives=[in_batch, {balanced: {sampler: {uniform: {num_negatives: 5}}}}, "
+    "{adaptive_pool: {proposals: {uniform: {num_negatives: 9}}, masks: [known_positives]}}, "
+    "{robust_memory: {proposals: {uniform: {num_negatives: 9}}, pool_size: 3, warmup_epochs: 1}}, "
+    "{reinforced: {num_candidates: 4, width: 3, learning_rate: 0.5}}]",
+)
+
+
+@pytest.mark.slow
+def test_what_samplers_know_of_queries_goes_on_bit_for_bit(tmp_path):
+    folder, left = tmp_path / "trained", tmp_path / "left"
+    model = killable.make_model("sparse_adam", SEED, *KNOWING_QUERIES)
+    copy = killable.After(KILLED_AFTER, functools.partial(shutil.copytree, folder, left))
+    losses = killable.train_with_ours(model, folder, copy)
+    names = {name.split(":")[0] for name, _ in killable.state_of(model)}
+    assert {"pool", "scores", "recorded", "means", "query_vectors", "log_weight"} <= names
+    again = killable.make_model("sparse_adam", OTHER_SEED, *KNOWING_QUERIES)
+    assert killable.train_with_ours(again, left) == losses[1:]
+    assert_equal_states(again, killable.state_of(model))
+
+
 # ------------------------------------------------------------------ damaged checkpoints
 
 

@@ -10,7 +10,7 @@ from small_batch import BATCH_IDS, CATALOGUE, NUM_ITEMS, NUM_ROWS, Q, exact_freq
 from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.step.merge import mixture_log_count
-from tfrs_negatives.step.samplers import InBatch, Uniform
+from tfrs_negatives.step.samplers import InBatch, Uniform, UniformSubset
 from tfrs_negatives.step.task import Retrieval
 
 M = 5
@@ -37,10 +37,10 @@ def part_of(source):
 
 
 def test_a_part_is_chosen_once_by_its_seed():
-    first, again = (part_of(Uniform(CATALOGUE, 4, num_items=M, seed=2)) for _ in range(2))
+    first, again = (part_of(UniformSubset(CATALOGUE, 4, num_items=M, seed=2)) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert len(first) == M
-    parts = [part_of(Uniform(CATALOGUE, 4, num_items=M, seed=seed)) for seed in range(40)]
+    parts = [part_of(UniformSubset(CATALOGUE, 4, num_items=M, seed=seed)) for seed in range(40)]
     # Each item is in 40 M / N parts on average, with a standard deviation of 3.1.
     times = np.bincount(np.concatenate(parts), minlength=NUM_ITEMS)
     assert times.min() > 40 * M / NUM_ITEMS - 12
@@ -48,7 +48,7 @@ def test_a_part_is_chosen_once_by_its_seed():
 
 
 def test_items_of_the_part_are_drawn_evenly_and_no_others():
-    source = Uniform(CATALOGUE, 2000, num_items=M, seed=2)
+    source = UniformSubset(CATALOGUE, 2000, num_items=M, seed=2)
     ids = tf.concat([source.sample(Step(step)).ids for step in range(5)], axis=0)
     times = np.bincount(CATALOGUE.rows_of_keys(ids).numpy(), minlength=NUM_ITEMS)
     inside = np.isin(np.arange(NUM_ITEMS), part_of(source))
@@ -58,7 +58,7 @@ def test_items_of_the_part_are_drawn_evenly_and_no_others():
 
 
 def test_the_count_of_the_mixture_is_the_batch_alone_outside_the_part():
-    source, ids = Uniform(CATALOGUE, 8, num_items=M, seed=2), tf.constant(CATALOGUE.keys)
+    source, ids = UniformSubset(CATALOGUE, 8, num_items=M, seed=2), tf.constant(CATALOGUE.keys)
     counts = np.exp(mixture_log_count([InBatch(), source], ids, Step()))
     inside = np.isin(np.arange(NUM_ITEMS), part_of(source))
     np.testing.assert_allclose(counts, NUM_ROWS * Q / Q.sum() + np.where(inside, 8 / M, 0), 1e-5)
@@ -67,7 +67,7 @@ def test_the_count_of_the_mixture_is_the_batch_alone_outside_the_part():
 
 
 def test_all_items_are_the_whole_catalogue():
-    whole, part = Uniform(CATALOGUE, 50), Uniform(CATALOGUE, 50, num_items=NUM_ITEMS, seed=4)
+    whole, part = Uniform(CATALOGUE, 50), UniformSubset(CATALOGUE, 50, num_items=NUM_ITEMS, seed=4)
     np.testing.assert_array_equal(whole.sample(Step()).ids, part.sample(Step()).ids)
     ids = tf.constant(CATALOGUE.keys)
     np.testing.assert_array_equal(whole.log_count(ids, Step()), part.log_count(ids, Step()))
@@ -76,14 +76,14 @@ def test_all_items_are_the_whole_catalogue():
 @pytest.mark.parametrize("correct", ["both", "negatives"])
 @pytest.mark.parametrize("beside", [[], [InBatch()]])
 def test_a_positive_outside_the_part_has_a_finite_loss(beside, correct):
-    source = Uniform(CATALOGUE, 4, num_items=1, seed=0)
+    source = UniformSubset(CATALOGUE, 4, num_items=1, seed=0)
     assert not np.isin(BATCH_IDS[:NUM_ROWS] - 100, part_of(source)).all()
     task = Retrieval(negatives=[*beside, source], frequency=exact_frequency(), correct=correct)
     assert np.isfinite(run(task))
 
 
 def test_the_last_place_of_the_part_is_drawn_by_the_largest_number():
-    source = Uniform(ItemCatalogue(np.arange(300_007)), 1, num_items=299_993, seed=1)
+    source = UniformSubset(ItemCatalogue(np.arange(300_007)), 1, num_items=299_993, seed=1)
     rows = source.draw(tf.constant([0.0, 1 - 2.0**-53], tf.float64)).numpy()
     np.testing.assert_array_equal(np.isfinite(source.log_probability(tf.constant(rows))), True)
     assert rows[0] < 10
@@ -93,4 +93,4 @@ def test_the_last_place_of_the_part_is_drawn_by_the_largest_number():
 @pytest.mark.parametrize("num_items", [0, -1, NUM_ITEMS + 1])
 def test_a_part_is_a_part(num_items):
     with pytest.raises(InputError, match="`num_items`"):
-        Uniform(CATALOGUE, 2, num_items=num_items)
+        UniformSubset(CATALOGUE, 2, num_items=num_items)

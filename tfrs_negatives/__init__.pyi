@@ -69,6 +69,7 @@ from .step.samplers import Popularity as Popularity
 from .step.samplers import Reinforced as Reinforced
 from .step.samplers import RobustMemory as RobustMemory
 from .step.samplers import Uniform as Uniform
+from .step.samplers import UniformSubset as UniformSubset
 from .step.samplers import Weighted as Weighted
 from .step.samplers.negative_table import NegativeTable as NegativeTable
 from .step.score import ItemBias as ItemBias

@@ -7,7 +7,12 @@ because each is corrected with the count of the mixture, whichever sampler it ca
 
 from tfrs_negatives.step.samplers.adaptive_pool import AdaptivePool
 from tfrs_negatives.step.samplers.balanced import Balanced
-from tfrs_negatives.step.samplers.catalogue_draws import LogUniform, Popularity, Uniform
+from tfrs_negatives.step.samplers.catalogue_draws import (
+    LogUniform,
+    Popularity,
+    Uniform,
+    UniformSubset,
+)
 from tfrs_negatives.step.samplers.cross_batch import CrossBatch
 from tfrs_negatives.step.samplers.explicit import Explicit
 from tfrs_negatives.step.samplers.id_cache import IdCache
@@ -32,5 +37,6 @@ __all__ = [
     "Reinforced",
     "RobustMemory",
     "Uniform",
+    "UniformSubset",
     "Weighted",
 ]

@@ -63,66 +63,79 @@ class CatalogueDraws(Sampler):
 
 @part("sampler")
 class Uniform(CatalogueDraws):
-    """Every item with the same probability, p = 1 / N, or every item of a part of the catalogue.
-
-    With `num_items` = m, the draws come from m items that are chosen once, at random, and stay::
-
-        p_j = 1 / m for an item of the part, 0 for any other
+    """Every item with the same probability, p = 1 / N.
 
     Args:
         items: the catalogue to draw from, N items.
         num_negatives: how many candidates, n.
-        num_items: how many items the part has, m; None draws from all of them.
-        seed: chooses the part; without `num_items` nothing reads it.
+
+    Raises:
+        InputError: if `num_negatives` is below 1.
+
+    Example:
+        >>> Uniform(ItemCatalogue([1, 2, 3, 4]), 2).num_negatives
+        2
+
+    Source: Yang et al., WWW 2020, section 3 (the index data of mixed negative sampling).
+    """
+
+    def draw(self, uniform: tf.Tensor) -> tf.Tensor:
+        """Returns floor(u N)."""
+        return tf.cast(uniform * len(self.items), tf.int64)
+
+    def log_probability(self, rows: tf.Tensor) -> tf.Tensor:
+        """Returns -log N."""
+        return tf.fill(tf.shape(rows), np.float32(-math.log(len(self.items))))
+
+
+@part("sampler")
+class UniformSubset(CatalogueDraws):
+    """Every item of a part of the catalogue, which is chosen once, at random, and stays.
+
+        p_j = 1 / m for one of the m items of the part, 0 for any other
+
+    Args:
+        items: the catalogue, N items.
+        num_negatives: how many candidates, n.
+        num_items: how many items the part has, m.
+        seed: chooses them.
 
     Raises:
         InputError: if `num_negatives` is below 1, or `num_items` not within 1 and N.
 
     Example:
-        >>> Uniform(ItemCatalogue([1, 2, 3, 4]), 2).num_negatives
-        2
-        >>> half = Uniform(ItemCatalogue([1, 2, 3, 4]), 6, num_items=2)
+        >>> half = UniformSubset(ItemCatalogue([1, 2, 3, 4]), 6, num_items=2)
         >>> np.exp(half.log_probability(tf.range(4))).tolist()
         [0.5, 0.0, 0.5, 0.0]
 
-    Relations: `num_items=N` is the whole catalogue: the same draws with the same probabilities.
+    Relations: with m = N, `Uniform`: the same draws with the same probabilities.
 
-    Source: Yang et al., WWW 2020, section 3 (the index data of mixed negative sampling); the thesis
-        draws from a fixed random subset of the items.
+    Source: the thesis, which draws the uniform items of Yang et al., WWW 2020, from a fixed random
+        subset. An item outside of it and without events is never a negative.
     """
 
     def __init__(
-        self,
-        items: ItemCatalogue,
-        num_negatives: int,
-        *,
-        num_items: int | None = None,
-        seed: int = 0,
+        self, items: ItemCatalogue, num_negatives: int, *, num_items: int, seed: int = 0
     ) -> None:
         super().__init__(items, num_negatives)
-        if num_items is not None and not 1 <= num_items <= len(items):
+        if not 1 <= num_items <= len(items):
             raise bad_input("num_items", f"from 1 to {len(items)}, the catalogue", num_items)
         self.num_items, self.seed = num_items, seed
-        self._size, self._rows = num_items or len(items), None
-        if num_items is not None:
-            order = np.random.Generator(np.random.PCG64(seed)).permutation(len(items))
-            # An eager constant: a traced function captures it by reference.
-            with tf.init_scope():
-                self._rows = tf.constant(np.sort(order[:num_items]), tf.int64)
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(len(items))
+        # An eager constant: a traced function captures it by reference.
+        with tf.init_scope():
+            self._rows = tf.constant(np.sort(order[:num_items]), tf.int64)
 
     def draw(self, uniform: tf.Tensor) -> tf.Tensor:
-        """Returns floor(u N), or the item at place floor(u m) of the part."""
+        """Returns the item at place floor(u m) of the part."""
         # A product rounded up to m is no place.
-        place = tf.minimum(tf.cast(uniform * self._size, tf.int64), self._size - 1)
-        return place if self._rows is None else tf.gather(self._rows, place)
+        place = tf.minimum(tf.cast(uniform * self.num_items, tf.int64), self.num_items - 1)
+        return tf.gather(self._rows, place)
 
     def log_probability(self, rows: tf.Tensor) -> tf.Tensor:
-        """Returns -log N; of a part -log m, and -inf outside of it."""
-        inside = tf.fill(tf.shape(rows), np.float32(-math.log(self._size)))
-        if self._rows is None:
-            return inside
+        """Returns -log m, and -inf outside of the part."""
         _, found = find_sorted(self._rows, tf.cast(rows, tf.int64))
-        return tf.where(found, inside, -math.inf)
+        return tf.where(found, np.float32(-math.log(self.num_items)), -math.inf)
 
 
 class CountedDraws(CatalogueDraws):
