@@ -369,16 +369,15 @@ TASKS = st.fixed_dictionaries(
 )
 
 
-UNCORRECTED = (
-    *("uniform_negative_sampling", "dynamic_negative_sampling", "adaptive_importance_resampling"),
-    *("simplified_robust", "reinforced_negative_sampling"),
-)
+PRESETS = {name: inspect.unwrap(find_part("recipe", name))() for name in part_names("recipe")}
 
 
 def is_complete(task):
-    """Recipes that correct nothing bring no estimator, which other samplers would need."""
-    asks = task.get("correct") is not None and "negatives" in task
-    return not (asks and task.get("recipe") in UNCORRECTED)
+    """Recipes that bring no estimator leave other samplers without one."""
+    preset = PRESETS.get(task.get("recipe", "mixed_negative_sampling"), {})
+    corrected = task.get("correct", preset.get("correct", "both")) is not None
+    counted = preset.get("frequency", "streaming") is not None
+    return counted or not corrected or "negatives" not in task
 
 
 @settings(deadline=None, max_examples=40)

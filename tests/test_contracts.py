@@ -57,6 +57,7 @@ from tfrs_negatives.step.miners import (
     SemiHard,
     WithinPositiveRadius,
 )
+from tfrs_negatives.step.query_rows import QueryRows
 from tfrs_negatives.step.records import Frequency, Loss, Mask, Miner, Sampler, Scored, StepPart
 from tfrs_negatives.step.report import StepReport
 from tfrs_negatives.step.samplers import (
@@ -81,7 +82,6 @@ from tfrs_negatives.step.samplers.drift import FeatureDrift
 from tfrs_negatives.step.samplers.memory_bank import MemoryBank
 from tfrs_negatives.step.samplers.negative_table import NegativeTable
 from tfrs_negatives.step.samplers.query_pool import QueryPool
-from tfrs_negatives.step.samplers.query_rows import QueryRows
 from tfrs_negatives.step.score import Affinity, ItemBias
 from tfrs_negatives.step.task import Retrieval
 

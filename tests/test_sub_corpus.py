@@ -20,6 +20,7 @@ class Step:
     """As much of a batch as these samplers read."""
 
     item_ids = tf.constant(BATCH_IDS[:NUM_ROWS])
+    expected_items = tf.constant(float(NUM_ROWS))
 
     def __init__(self, step=1):
         self.seed = tf.constant([3, step])

@@ -48,6 +48,8 @@ SECTIONS = {
     "evaluation_memory": "search_cases",
     "pool": "training_cases",
     "masks": "training_cases",
+    "samplers": "method_cases",
+    "losses": "method_cases",
     "clustering": "clustering_cases",
     "index": "search_cases",
     "batches": "training_cases",

@@ -25,6 +25,7 @@ class Sizes:
     seen: int = 27
     pool_batch: int = 1024
     pool_columns: int = 8192
+    method_candidates: int = 2048
     mask_batch: int = 4096
     mask_events: int = 810_000
     rows: int = 100_000
@@ -46,6 +47,7 @@ QUICK = Sizes(
     k=10,
     pool_batch=64,
     pool_columns=512,
+    method_candidates=128,
     mask_batch=128,
     mask_events=3000,
     rows=2000,

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.part import part
 from tfrs_negatives.core.replicas import all_rows
-from tfrs_negatives.data.catalogue import find_sorted
-from tfrs_negatives.data.id_lists import History, query_column, query_keys_of_rows
-from tfrs_negatives.data.ids import to_keys
+from tfrs_negatives.data.id_lists import History
 from tfrs_negatives.step.losses.counted import counted
 from tfrs_negatives.step.losses.log_sums import masked_log_sum_exp, softmax_loss
 from tfrs_negatives.step.losses.top_k import halved
+from tfrs_negatives.step.query_rows import QueryRows
 from tfrs_negatives.step.records import Batch, Loss, Scored
 
 
@@ -53,7 +51,7 @@ class SLAtK(Loss, tf.keras.layers.Layer):
 
     Example:
         >>> from tfrs_negatives.data import Interactions
-        >>> log = Interactions({"user": np.array(["u", "v"])}, np.array([7, 9]), query_key="user")
+        >>> log = Interactions({"user": ["u", "v"]}, [7, 9], query_key="user")
         >>> SLAtK(log, k=20, width=10.0).thresholds.shape.as_list()
         [3]
 
@@ -67,40 +65,22 @@ class SLAtK(Loss, tf.keras.layers.Layer):
     reads_scores = True
 
     def __init__(
-        self, log: History, k: int, *, width: float, rate: float = 0.3, **kwargs: Any
+        self, log: History | QueryRows, k: int, *, width: float, rate: float = 0.3, **kwargs: Any
     ) -> None:
-        query_key, queries = query_column(log, argument="log")
-        if not len(queries):
-            raise bad_input("log", "at least one event", "an empty log")
-        keys = np.unique(to_keys(queries).numpy())
-        options = {"k": k, "width": width, "rate": rate, **kwargs}
-        self._set_up(query_key, queries.dtype.kind == "U", len(keys), **options)
-        self.query_keys.assign(keys)
-
-    def _set_up(
-        self,
-        query_key: str,
-        string_queries: bool,
-        num_queries: int,
-        *,
-        k: int,
-        width: float,
-        rate: float,
-        **kwargs: Any,
-    ) -> None:
+        super().__init__(**{"name": "sl_at_k", "dtype": "float32", **kwargs})
         if k < 1:
             raise bad_input("k", "at least 1", k)
         if not width > 0:
             raise bad_input("width", "a positive number", width)
         if not 0 < rate <= 1:
             raise bad_input("rate", "a number in (0, 1]", rate)
-        super().__init__(**{"name": "sl_at_k", "dtype": "float32", **kwargs})
-        self.query_key, self.string_queries = query_key, string_queries
-        self.num_queries, self.k, self.width, self.rate = num_queries, k, width, rate
+        self.k, self.width, self.rate = k, width, rate
+        # The config has the queries and not the log; the queries themselves are weights.
+        self.queries = log if isinstance(log, QueryRows) else QueryRows(log)
+        self._arguments["log"] = self.queries
         fixed: dict[str, Any] = {"trainable": False, "experimental_autocast": False}
-        self.query_keys = self.add_weight("query_keys", [num_queries], tf.int64, "zeros", **fixed)
         # The last one is that of queries that are not known.
-        shape = [num_queries + 1]
+        shape = [self.queries.num_queries + 1]
         self.thresholds = self.add_weight("thresholds", shape, tf.float32, "zeros", **fixed)
 
     def __call__(self, scored: Scored, batch: Batch | None = None) -> tf.Tensor:
@@ -120,7 +100,7 @@ class SLAtK(Loss, tf.keras.layers.Layer):
         # A step with an overflow is skipped by the optimizer, and may leave no trace here either.
         some = all_rows(scored.some & tf.math.is_finite(found))
         found = all_rows(found)
-        rows, number = all_rows(self._rows(scored, batch)), self.num_queries + 1
+        rows, number = all_rows(self._rows(scored, batch)), self.queries.num_queries + 1
         count = tf.math.unsorted_segment_sum(tf.cast(some, tf.float32), rows, number)
         total = tf.math.unsorted_segment_sum(tf.where(some, found, 0.0), rows, number)
         moved = self.rate * (tf.math.divide_no_nan(total, count) - self.thresholds)
@@ -128,27 +108,8 @@ class SLAtK(Loss, tf.keras.layers.Layer):
 
     def _rows(self, scored: Scored, batch: Batch | None) -> tf.Tensor:
         """Returns [B] int64: which threshold is that of each row."""
-        wanted = query_keys_of_rows(
-            {} if batch is None else batch.features,
-            self.query_key,
-            are_strings=self.string_queries,
-            shape=scored.positive_logit.shape,
-        )
-        place, found = find_sorted(tf.convert_to_tensor(self.query_keys), wanted)
-        return tf.where(found, place, self.num_queries)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns names, sizes and numbers; the thresholds are weights."""
-        names = ("query_key", "string_queries", "num_queries", "k", "width", "rate")
-        base = tf.keras.layers.Layer.get_config(self)
-        return {**base, **{name: getattr(self, name) for name in names}}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> SLAtK:
-        """Builds the loss that `get_config` described, with no query known yet."""
-        loss = cls.__new__(cls)
-        loss._set_up(**config)
-        return loss
+        features = {} if batch is None else batch.features
+        return self.queries.rows(features, scored.positive_logit.shape[0])
 
 
 def kth_best(scored: Scored, k: int) -> tf.Tensor:

@@ -82,5 +82,7 @@ class MinedUnion(Sampler, tf.keras.layers.Layer):
         """Returns one mined item of each row of this replica, [B] int64, `EMPTY_ID` without any."""
         lists = self.table.ids_of_rows(batch.features, batch.queries.shape[0])
         draws = row_draws(tf.shape(lists)[0], self.table.num, batch.seed)
-        place = tf.argmax(tf.where(tf.equal(lists, EMPTY_ID), -1.0, draws), axis=1)
+        place = tf.argmax(
+            tf.where(tf.equal(lists, EMPTY_ID), tf.constant(-1.0, draws.dtype), draws), axis=1
+        )
         return tf.gather(lists, place, batch_dims=1)

@@ -15,7 +15,7 @@ from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.types import EMPTY_ID, Features
 from tfrs_negatives.data.id_lists import History
 from tfrs_negatives.data.ids import to_keys
-from tfrs_negatives.step.samplers.query_rows import QueryRows
+from tfrs_negatives.step.query_rows import QueryRows
 
 logger = logging.getLogger("tfrs_negatives")
 

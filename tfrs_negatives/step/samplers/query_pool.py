@@ -12,10 +12,10 @@ from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.id_lists import History
 from tfrs_negatives.step.masks.apply import kept_by
+from tfrs_negatives.step.query_rows import QueryRows
 from tfrs_negatives.step.records import Batch, Mask, Sampler, Scored
 from tfrs_negatives.step.samplers.catalogue_draws import CatalogueDraws
 from tfrs_negatives.step.samplers.of_rows import probes_of
-from tfrs_negatives.step.samplers.query_rows import QueryRows
 
 # The draws of a step that have nothing to do with each other.
 FRESH, CHOICE, SLOT = 1, 2, 3

@@ -16,6 +16,7 @@ from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.id_lists import History, keys_of_rows
 from tfrs_negatives.step.masks.apply import kept_by
+from tfrs_negatives.step.query_rows import QueryRows
 from tfrs_negatives.step.records import Batch, Candidates, Mask, Sampler, Scored
 from tfrs_negatives.step.samplers.of_rows import (
     candidates_of_rows,
@@ -23,7 +24,6 @@ from tfrs_negatives.step.samplers.of_rows import (
     places,
     probes_of,
 )
-from tfrs_negatives.step.samplers.query_rows import QueryRows
 
 logger = logging.getLogger("tfrs_negatives")
 

@@ -14,6 +14,7 @@ from tfrs_negatives.core.replicas import row_draws
 from tfrs_negatives.data.catalogue import ItemCatalogue, first_of_each
 from tfrs_negatives.data.id_lists import History
 from tfrs_negatives.step.masks.apply import kept_by
+from tfrs_negatives.step.query_rows import QueryRows
 from tfrs_negatives.step.records import Batch, Candidates, Mask, Sampler, Scored
 from tfrs_negatives.step.samplers.of_rows import (
     candidates_of_rows,
@@ -21,7 +22,6 @@ from tfrs_negatives.step.samplers.of_rows import (
     write_rows,
 )
 from tfrs_negatives.step.samplers.query_pool import CHOICE, Proposed, QueryPool
-from tfrs_negatives.step.samplers.query_rows import QueryRows
 
 
 @part("sampler")
