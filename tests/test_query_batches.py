@@ -11,6 +11,7 @@ from tfrs_negatives.core.errors import InputError
 from tfrs_negatives.data import Interactions, QueryBatches
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.model.two_tower import TwoTower, describe_last_step
+from tfrs_negatives.step import losses
 from tfrs_negatives.step.frequency import ExactFrequency, StreamingFrequency
 from tfrs_negatives.step.losses import BPR
 from tfrs_negatives.step.masks.keep import AccidentalHits
@@ -245,6 +246,37 @@ def test_once_for_each_query_is_what_once_for_each_row_is(name):
     options = COMPOSITIONS[name]()
     masks = [*options.pop("masks", []), KeepAll()]
     assert_same(once, loss_and_gradients(Retrieval(**options, masks=masks)))
+
+
+LOSSES = {
+    "sampled_softmax": losses.SampledSoftmax,
+    "bpr": BPR,
+    "soft_top_k": lambda: losses.SoftTopK(3),
+    "sl_at_k": lambda: losses.SLAtK(LOG, 3, width=10.0),
+    "psl": losses.PSL,
+    "non_sampling": lambda: losses.NonSampling(0.1),
+    "softmax_over_positives": losses.SoftmaxOverPositives,
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_sees_a_row_for_each_positive(name):
+    """With uniform negatives a batch of queries is the plain batch of its rows."""
+
+    def task():
+        masks = [KnownPositives(LOG, ITEMS)]
+        return Retrieval(LOSSES[name](), negatives=[Uniform(ITEMS, 7)], masks=masks)
+
+    grouped = call(task())
+    plain = task()(
+        tf.gather(QUERIES, ROWS),
+        POSITIVES,
+        candidate_ids=IDS,
+        features={"user": tf.gather(BATCH["user"], ROWS)},
+        encode_items=lambda f: tf.gather(CORPUS, f["item_id"] - 40),
+        training=True,
+    )
+    assert float(grouped) == pytest.approx(float(plain), rel=1e-5)
 
 
 def test_in_blocks_is_as_at_once():
