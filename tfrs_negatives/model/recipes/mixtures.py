@@ -65,7 +65,7 @@ def all_positives(*, num_uniform: int = 2048, history: bool = True) -> Preset:
 
     A batch is of queries, each with all of its positives (`tfn.data.QueryBatches`; `batches.order:
     by_query`): the towers see each query and each item once and the candidates are scored once for
-    each query, which makes this the fastest way to train on long histories.
+    each query, so an epoch of long histories takes a fraction of the time.
 
     Args:
         items: the catalogue to draw from.
