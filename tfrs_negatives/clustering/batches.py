@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfrs_negatives.clustering.clusters import balanced_clusters, cluster_bounds
 from tfrs_negatives.clustering.epoch_order import Schedule, clustered_order, doubling
 from tfrs_negatives.core.errors import bad_input
+from tfrs_negatives.data.batch_order import check_start_step
 from tfrs_negatives.data.interactions import Interactions
 from tfrs_negatives.model.corpus import embed_queries
 from tfrs_negatives.model.retrieval_model import RetrievalModel
@@ -195,8 +196,7 @@ class ClusteredBatches:
     def rows(self, *, start_step: int | None = None) -> tf.data.Dataset:
         """Returns the batches as row numbers of the log, [batch_size] int64; see `dataset`."""
         if start_step is not None:
-            if start_step < 0:
-                raise bad_input("start_step", "at least 0", start_step)
+            check_start_step(start_step)
             self.next_step = start_step
         spec = tf.TensorSpec([None], tf.int64)
         batches = tf.data.Dataset.from_generator(self._batches_of_epoch, output_signature=spec)

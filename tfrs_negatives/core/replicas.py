@@ -5,7 +5,7 @@ Outside a strategy, and with one replica, everything here gives back what it was
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -96,6 +96,27 @@ def replica_number() -> tf.Tensor:
     return tf.cast(number, tf.int32)
 
 
+def same_draws(shape: Sequence[int | tf.Tensor], seed: tf.Tensor) -> tf.Tensor:
+    """Draws numbers that are the same on every replica and device.
+
+    Args:
+        shape: of the numbers.
+        seed: [2] int32, see `Batch.seed`.
+
+    Returns:
+        float64, uniform in [0, 1).
+
+    Example:
+        >>> same_draws([2], tf.constant([0, 1])).numpy().tolist() == same_draws(
+        ...     [2], tf.constant([0, 1])).numpy().tolist()
+        True
+    """
+    # One algorithm by name, and whole numbers: XLA and other devices would each choose their own,
+    # and XLA makes other fractions of the same bits.
+    bits = tf.random.stateless_uniform(shape, seed, 0, 2**53, tf.int64, alg="philox")
+    return tf.cast(bits, tf.float64) / 2**53
+
+
 def row_draws(rows: tf.Tensor, width: int | tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Draws numbers for each row of this replica, the same however many replicas share the batch.
 
@@ -112,6 +133,4 @@ def row_draws(rows: tf.Tensor, width: int | tf.Tensor, seed: tf.Tensor) -> tf.Te
         [2, 3]
     """
     first, total = place_of_rows(rows)
-    # Whole numbers: XLA makes other fractions of the same bits.
-    bits = tf.random.stateless_uniform([total, width], seed, 0, 2**53, tf.int64, alg="philox")
-    return tf.cast(bits[first : first + rows], tf.float64) / 2**53
+    return same_draws([total, width], seed)[first : first + rows]

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.types import WEIGHTS
 from tfrs_negatives.data import frames, table_files
+from tfrs_negatives.data.batch_order import check_batch_size, check_start_step, shuffled
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.columns import num_rows, read_column, row_numbers
 from tfrs_negatives.data.groups import Moment, event_of_each
@@ -346,8 +347,7 @@ class Interactions:
         if not len(self):
             raise bad_input("stream", "a log with at least one event", "none")
         check_batch_size(batch_size)
-        if start_step < 0:
-            raise bad_input("start_step", "at least 0", start_step)
+        check_start_step(start_step)
         num_events, num_steps = len(self), self.steps_per_epoch(batch_size)
 
         def rows_of(step: tf.Tensor) -> tf.Tensor:
@@ -358,13 +358,17 @@ class Interactions:
         rows = tf.data.Dataset.counter(start_step).map(rows_of)
         return self.gather_rows(rows, item_key=item_key)
 
-    def gather_rows(self, batches: tf.data.Dataset, *, item_key: str) -> tf.data.Dataset:
-        """Returns the batches whose row numbers [B] a data set gives, as `dataset` does."""
+    def check_item_key(self, item_key: str) -> None:
+        """Raises `InputError` if the items would replace another column of a batch."""
         if item_key == WEIGHTS:
             raise bad_input("item_key", f"another name than {WEIGHTS!r}, the weights", item_key)
         if item_key in self.query_features:
             expected = f"another name than the query feature {item_key!r}, which it would replace"
             raise bad_input("item_key", expected, f"{item_key!r}: rename one of the two")
+
+    def gather_rows(self, batches: tf.data.Dataset, *, item_key: str) -> tf.data.Dataset:
+        """Returns the batches whose row numbers [B] a data set gives, as `dataset` does."""
+        self.check_item_key(item_key)
         columns = {**self.query_features, item_key: self.item_ids}
         if self.weights is not None:
             columns[WEIGHTS] = self.weights
@@ -375,23 +379,3 @@ class Interactions:
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         return gathered.prefetch(tf.data.AUTOTUNE)
-
-
-def check_batch_size(batch_size: Any) -> None:
-    """Raises `InputError` unless it is an integer of at least 1."""
-    if not isinstance(batch_size, (int, np.integer)):
-        raise bad_input("batch_size", "an integer", repr(batch_size))
-    if batch_size < 1:
-        raise bad_input("batch_size", "at least 1", batch_size)
-
-
-def shuffled(positions: tf.Tensor, num_events: int, *, seed: int, epoch: tf.Tensor) -> tf.Tensor:
-    """Positions [m] in the order of an epoch -> row numbers [m], a permutation of all rows."""
-    # The cipher uses few low bits of each of the three words of its key, so plain numbers for seed
-    # and epoch would repeat after 256 epochs. With the 4 rounds of
-    # `tf.random.experimental.index_shuffle` a few orders are hardly shuffled.
-    key = tf.random.stateless_uniform(
-        [3], tf.stack([tf.constant(seed, tf.int64), epoch]), None, None, tf.int32, alg="philox"
-    )
-    last = tf.constant(num_events - 1, positions.dtype)
-    return tf.raw_ops.RandomIndexShuffle(index=positions, seed=key, max_index=last, rounds=8)

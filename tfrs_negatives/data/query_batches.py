@@ -7,7 +7,9 @@ import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.types import WEIGHTS
-from tfrs_negatives.data.interactions import Interactions, check_batch_size, shuffled
+from tfrs_negatives.data.batch_order import check_batch_size, check_start_step, shuffled
+from tfrs_negatives.data.id_lists import query_column
+from tfrs_negatives.data.interactions import Interactions
 
 
 class QueryBatches:
@@ -71,12 +73,8 @@ class QueryBatches:
     def _check_log(self) -> None:
         if not len(self.log):
             raise bad_input("log", "at least one event", "none")
-        if self.log.query_key is None:
-            rule = "the query feature that says which events belong to one query"
-            raise bad_input("log.query_key", rule, None)
-        if self.item_key in {*self.log.query_features, WEIGHTS}:
-            rule = f"another name than the query features and {WEIGHTS!r}"
-            raise bad_input("item_key", rule, self.item_key)
+        query_column(self.log, argument="log")
+        self.log.check_item_key(self.item_key)
         if self.log.event_features:
             rule = "query features that are the same in all events of a query, for one row a query"
             raise bad_input("log", rule, f"{list(self.log.event_features)}, which change")
@@ -109,8 +107,7 @@ class QueryBatches:
         Raises:
             InputError: if `start_step` is below 0.
         """
-        if start_step < 0:
-            raise bad_input("start_step", "at least 0", start_step)
+        check_start_step(start_step)
         columns = {self.item_key: tf.constant(self.log.item_ids)}
         if self.log.weights is not None:
             columns[WEIGHTS] = tf.constant(self.log.weights)

@@ -45,6 +45,14 @@ class QueryRows(tf.keras.layers.Layer):
         self._set_up(**{**names, **sizes, **kwargs})
         self.query_keys.assign(keys)
 
+    @classmethod
+    def of(cls, log: History | QueryRows) -> QueryRows:
+        """Returns the queries of a log, for a part that is built with it or from a configuration.
+
+        A configuration holds them in the place of the log, and their keys are weights.
+        """
+        return log if isinstance(log, QueryRows) else QueryRows(log)
+
     def _set_up(self, **kwargs: Any) -> None:
         known = {name: kwargs.pop(name) for name in _NAMES}
         super().__init__(**{"name": "query_rows", "dtype": "float32", **kwargs})

@@ -76,13 +76,16 @@ class Scorer(NamedTuple):
             The excess of each row, and how many candidates counted over all rows, or over all
             queries where `by_query`.
         """
-        positive = self.affinity.positives(self.affinity.queries(batch), batch)
+        once = self.by_query(batch, filters)
+        of_sums = batch.of_queries() if once else batch
+        queries = self.affinity.queries(of_sums)
+        of_rows = tf.gather(queries, batch.owners) if once else queries
+        positive = self.affinity.positives(of_rows, batch)
         own = added(positive, self.correction.offsets(pool).positives)
-        if not self.by_query(batch, filters):
-            return self._log_sums(pool, batch, filters, (own, positive))
-        of_queries = batch.of_queries()
-        nothing = tf.zeros(tf.shape(of_queries.queries)[:1])
-        sums, num_kept = self._log_sums(pool, of_queries, (), (nothing, nothing))
+        if not once:
+            return self._log_sums(pool, batch, filters, queries, (own, positive))
+        nothing = tf.zeros(tf.shape(queries)[:1])
+        sums, num_kept = self._log_sums(pool, of_sums, (), queries, (nothing, nothing))
         some, value = (tf.gather(x, batch.owners) for x in sums)
         return Excess(some, tf.where(some, value - own, 0.0)), num_kept
 
@@ -96,10 +99,11 @@ class Scorer(NamedTuple):
         pool: Pool,
         batch: Batch,
         filters: Sequence[Miner],
+        queries: tf.Tensor,
         positives: tuple[tf.Tensor, tf.Tensor],
     ) -> tuple[Excess, tf.Tensor]:
-        """The same over positives whose logits and scores are given, [B] both."""
-        queries, (vectors, bias) = self.affinity.queries(batch), self.affinity.linear(pool)
+        """The same for the queries of the score, over positives: logits and scores, [B] both."""
+        vectors, bias = self.affinity.linear(pool)
         # An empty slot is left out by its shift, which costs no pass over [B, C].
         shift = added(bias, self.correction.offsets(pool).candidates)
         shift = tf.where(pool.valid, shift, -math.inf)

@@ -75,9 +75,7 @@ class SLAtK(Loss, tf.keras.layers.Layer):
         if not 0 < rate <= 1:
             raise bad_input("rate", "a number in (0, 1]", rate)
         self.k, self.width, self.rate = k, width, rate
-        # The config has the queries and not the log; the queries themselves are weights.
-        self.queries = log if isinstance(log, QueryRows) else QueryRows(log)
-        self._arguments["log"] = self.queries
+        self.queries = self._arguments["log"] = QueryRows.of(log)
         fixed: dict[str, Any] = {"trainable": False, "experimental_autocast": False}
         # The last one is that of queries that are not known.
         shape = [self.queries.num_queries + 1]

@@ -13,7 +13,7 @@ from tfrs_negatives.core.replicas import row_draws
 from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.step.frequency import log_shares
-from tfrs_negatives.step.miners.ranked import top
+from tfrs_negatives.step.miners.ranked import compared, top, with_scores
 from tfrs_negatives.step.records import Batch, Miner, Scored
 
 Reference = Literal["kept", "all"]
@@ -107,7 +107,7 @@ class LeastBayesianRisk(Miner):
         Returns:
             [B, n] float32 without gradient.
         """
-        positive, score = _scores(few)
+        positive, score = compared(with_scores(few))
         rows = self.items.rows_of_keys(few.ids)
         prior = tf.where(rows >= 0, tf.gather(self.prior, tf.maximum(rows, 0)), 0.0)
         info = tf.sigmoid(score - positive[:, None])
@@ -119,7 +119,8 @@ class LeastBayesianRisk(Miner):
         everything = scored.keep
         if self.reference == "all":
             everything |= tf.not_equal(scored.ids, EMPTY_ID)
-        return share_at_or_below(_scores(few)[1], _scores(scored)[1], everything)
+        (_, values), (_, sample) = (compared(with_scores(x)) for x in (few, scored))
+        return share_at_or_below(values, sample, everything)
 
 
 def true_negative_probability(share_below: tf.Tensor, prior: tf.Tensor) -> tf.Tensor:
@@ -163,11 +164,3 @@ def share_at_or_below(values: tf.Tensor, sample: tf.Tensor, counted: tf.Tensor) 
     number = tf.reduce_sum(tf.cast(counted, tf.int32), axis=1, keepdims=True)
     below = tf.minimum(tf.searchsorted(ordered, values, side="right"), number)
     return tf.cast(below, tf.float32) / (tf.cast(number, tf.float32) + 1.0)
-
-
-def _scores(scored: Scored) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the score of the positive [B] and of the candidates, before the correction."""
-    positive, score = scored.positive_logit, scored.logit
-    if scored.score is not None:
-        positive, score = scored.positive_score, scored.score
-    return tf.stop_gradient(positive), tf.stop_gradient(score)

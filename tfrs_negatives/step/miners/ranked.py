@@ -22,10 +22,7 @@ class RankedMiner(Miner):
 
     def ranked(self, scored: Scored) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns what the candidates are compared by: the positive [B], the negatives [B, C]."""
-        positive, negatives = scored.positive_logit, scored.logit
-        if self.by == "score" and scored.score is not None:
-            positive, negatives = scored.positive_score, scored.score
-        return tf.stop_gradient(positive), tf.stop_gradient(negatives)
+        return compared(with_scores(scored) if self.by == "score" else scored)
 
 
 def top(scored: Scored, values: tf.Tensor, k: int) -> tf.Tensor:
@@ -34,6 +31,11 @@ def top(scored: Scored, values: tf.Tensor, k: int) -> tf.Tensor:
     width, own = values.shape[1], int(scored.has_own)
     k = tf.minimum(k, tf.shape(values)[1] - own) if width is None else min(k, width - own)
     return tf.math.top_k(tf.where(scored.keep, values, values.dtype.min), k).indices
+
+
+def compared(scored: Scored) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the logits of the positive [B] and of the candidates [B, C], without gradient."""
+    return tf.stop_gradient(scored.positive_logit), tf.stop_gradient(scored.logit)
 
 
 def with_scores(scored: Scored) -> Scored:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.part import part
-from tfrs_negatives.core.replicas import encode_together
+from tfrs_negatives.core.replicas import encode_together, same_draws
 from tfrs_negatives.data.catalogue import ItemCatalogue, count_below, find_sorted
 from tfrs_negatives.step.frequency import log_shares
 from tfrs_negatives.step.records import Batch, Candidates, Sampler
@@ -42,12 +42,7 @@ class CatalogueDraws(Sampler):
         Every replica draws the same items and encodes its share of them, so that the step is the
         same for any number of replicas.
         """
-        # One algorithm by name, and whole numbers: XLA and other devices would each choose their
-        # own, and XLA makes other fractions of the same bits.
-        bits = tf.random.stateless_uniform(
-            [self.num_negatives], batch.seed, 0, 2**53, tf.int64, alg="philox"
-        )
-        uniform = tf.cast(bits, tf.float64) / 2**53
+        uniform = same_draws([self.num_negatives], batch.seed)
         # A product rounded up to N is no row.
         rows = tf.minimum(self.draw(uniform), len(self.items) - 1)
         vectors = encode_together(rows, lambda share: batch.encode_items(self.items.gather(share)))

@@ -63,9 +63,7 @@ class QueryPool(Sampler, tf.keras.layers.Layer):
             raise bad_input("temperature", "a positive number", temperature)
         self.proposals, self.items, self.masks = proposals, items, list(masks)
         self.pool_size, self.temperature = pool_size, temperature
-        # The config has the queries and not the log; the queries themselves are weights.
-        self.queries = log if isinstance(log, QueryRows) else QueryRows(log)
-        self._arguments["log"] = self.queries
+        self.queries = self._arguments["log"] = QueryRows.of(log)
 
     def build(self, input_shape: Any) -> None:
         """Makes the pools; the task and a loaded file may both ask."""

@@ -135,9 +135,7 @@ class Reinforced(Sampler, tf.keras.layers.Layer):
         self.items, self.exposed, self.masks = items, exposed, list(masks)
         self.num_candidates, self.alpha, self.width = num_candidates, alpha, width
         self.learning_rate, self.decay, self.seed = learning_rate, decay, seed
-        # The config has the queries and not the log; the queries themselves are weights.
-        self.queries = log if isinstance(log, QueryRows) else QueryRows(log)
-        self._arguments["log"] = self.queries
+        self.queries = self._arguments["log"] = QueryRows.of(log)
 
     def build(self, input_shape: Any) -> None:
         """Makes the policy; the task and a loaded file may both ask."""
