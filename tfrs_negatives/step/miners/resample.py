@@ -9,6 +9,8 @@ import tensorflow as tf
 from tfrs_negatives.core.errors import bad_input
 from tfrs_negatives.core.part import part
 from tfrs_negatives.core.replicas import row_draws
+from tfrs_negatives.step.draws import drawn_by_softmax
+from tfrs_negatives.step.losses.log_sums import masked_log_sum_exp
 from tfrs_negatives.step.miners.ranked import with_scores
 from tfrs_negatives.step.records import Batch, Miner, Scored
 
@@ -52,24 +54,11 @@ class Resample(Miner):
 
     def mine(self, scored: Scored, batch: Batch) -> Scored:
         """Returns negatives [B, num], masked ones where a row has none that is kept."""
-        places, log_sum = self._draw(scored, batch)
-        drawn = scored.take(places)._replace(log_count=None)
+        fixed, keep = tf.stop_gradient(scored.logit), scored.keep
+        draws = row_draws(tf.shape(fixed)[0], self.num, batch.seed)
+        drawn = scored.take(drawn_by_softmax(fixed, keep, draws))._replace(log_count=None)
         if self.reuse_scores:
             return with_scores(drawn)
+        log_sum = masked_log_sum_exp(fixed, keep, positive=tf.zeros(tf.shape(fixed)[:1])).value
         logit = drawn.logit - tf.stop_gradient(drawn.logit)  # only its gradient
         return drawn._replace(logit=logit + log_sum[:, None] - math.log(self.num))
-
-    def _draw(self, scored: Scored, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the places of the draws, [B, num] int32, and the log-sum of each row, [B]."""
-        rows, candidates = tf.unstack(tf.shape(scored.logit))
-        # Sums of float32 would not tell the candidates of small probability apart.
-        logit = tf.cast(tf.stop_gradient(scored.logit), tf.float64)
-        peak = tf.reduce_max(tf.where(scored.keep, logit, tf.float64.min), axis=1, keepdims=True)
-        weights = tf.where(scored.keep, tf.exp(tf.minimum(logit - peak, 0.0)), 0.0)
-        reached = tf.cumsum(weights, axis=1)
-        wanted = row_draws(rows, self.num, batch.seed) * reached[:, -1:]
-        places = tf.searchsorted(reached, wanted, side="right")
-        some = reached[:, -1] > 0
-        log_sum = tf.where(some, peak[:, 0] + tf.math.log(tf.where(some, reached[:, -1], 1.0)), 0.0)
-        # Rounded up to the total, a draw is at no place; in a row with nothing left all are.
-        return tf.minimum(places, candidates - 1), tf.cast(log_sum, tf.float32)

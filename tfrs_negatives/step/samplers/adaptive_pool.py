@@ -13,11 +13,11 @@ from tfrs_negatives.core.replicas import row_draws
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.id_lists import History
 from tfrs_negatives.step.correction import log_importance
+from tfrs_negatives.step.draws import drawn_by_softmax
 from tfrs_negatives.step.query_rows import QueryRows
 from tfrs_negatives.step.records import Batch, Candidates, Mask, Sampler, Scored
 from tfrs_negatives.step.samplers.of_rows import (
     candidates_of_rows,
-    drawn_by_softmax,
     places,
     write_rows,
 )

@@ -15,12 +15,12 @@ from tfrs_negatives.core.replicas import all_rows, row_draws
 from tfrs_negatives.core.types import EMPTY_ID
 from tfrs_negatives.data.catalogue import ItemCatalogue
 from tfrs_negatives.data.id_lists import History, keys_of_rows
+from tfrs_negatives.step.draws import drawn_by_softmax
 from tfrs_negatives.step.masks.apply import kept_by
 from tfrs_negatives.step.query_rows import QueryRows
 from tfrs_negatives.step.records import Batch, Candidates, Mask, Sampler, Scored
 from tfrs_negatives.step.samplers.of_rows import (
     candidates_of_rows,
-    drawn_by_softmax,
     places,
     probes_of,
 )
